@@ -1,0 +1,212 @@
+//! The ways out: to a local task, through the tunnel, back to a client.
+
+use aya_ebpf::{
+    bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
+    helpers::generated,
+};
+use weir_abi::{Backend, Config, DropReason, FlowKey, Node, TUNNEL_MAC, Tag, via};
+use weir_programs::{
+    checksum,
+    packet::{ETH_LEN, Ethernet, Frame, Packet, Ports, Tcp, tcp_flag},
+};
+
+use crate::{
+    family::Family,
+    maps::NODES,
+    skb::{Fate, Skb},
+};
+
+/// Offsets of the checksum in the transport headers.
+const TCP_CHECK: u32 = 16;
+const UDP_CHECK: u32 = 6;
+
+/// Most TCP options that are searched for the segment size. Stacks send it first.
+const OPTIONS: usize = 8;
+
+/// Gives the packet new addresses and ports, and one hop less.
+#[inline(always)]
+pub fn rewrite<F: Family>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    new: &FlowKey<F::Addr>,
+    config: &Config,
+) -> Result<(), DropReason> {
+    if packet.ttl <= 1 {
+        return Err(DropReason::TimeToLive);
+    }
+    let old = &packet.key;
+    let pseudo = F::write(skb, old, new).ok_or(DropReason::Rewrite)?;
+    let ports_change = old.sport != new.sport || old.dport != new.dport;
+    let addresses_change = old.src != new.src || old.dst != new.dst;
+    let l4 = packet.l4 & 0x7f;
+    if ports_change {
+        let ports = skb.at::<Ports>(l4 as usize).ok_or(DropReason::Rewrite)?;
+        // SAFETY: `at` checked the bounds.
+        unsafe {
+            (*ports).src = new.sport;
+            (*ports).dst = new.dport;
+        }
+    }
+    let udp = packet.is_udp();
+    let check = l4 + if udp { UDP_CHECK } else { TCP_CHECK };
+    if addresses_change && !skb.fix_pseudo(check, pseudo, udp, F::pseudo_flags(config)) {
+        return Err(DropReason::Rewrite);
+    }
+    if ports_change {
+        let diff = checksum::diff_ports((old.sport, old.dport), (new.sport, new.dport));
+        if !skb.fix_header(check, checksum::fold32(diff), udp) {
+            return Err(DropReason::Rewrite);
+        }
+    }
+    Ok(())
+}
+
+/// Sends a packet, rewritten already, to a task of this node.
+#[inline(always)]
+pub fn to_local_task(skb: Skb, backend: &Backend) -> Fate {
+    match backend.via {
+        via::PEER => match set_macs(skb, backend.mac) {
+            Ok(()) => skb.to_peer(backend.ifindex),
+            Err(reason) => Fate::Drop(reason),
+        },
+        via::NEIGHBOUR => skb.to_neighbour(backend.ifindex),
+        _ => Fate::Drop(DropReason::Unreachable),
+    }
+}
+
+/// From the tunnel device's egress hook to its ingress hook, where a redirect into a namespace is
+/// allowed.
+#[inline(always)]
+pub fn around(skb: Skb, config: &Config) -> Fate {
+    match set_macs(skb, TUNNEL_MAC) {
+        Ok(()) => skb.into(config.tunnel_ifindex),
+        Err(reason) => Fate::Drop(reason),
+    }
+}
+
+/// Sends a packet through the tunnel.
+#[inline(always)]
+pub fn to_node<F: Family>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    node: u16,
+    tag: u32,
+    config: &Config,
+) -> Fate {
+    let Some(node) = NODES.get(u32::from(node)) else {
+        return Fate::Drop(DropReason::UnknownNode);
+    };
+    if node.ident == 0 {
+        return Fate::Drop(DropReason::UnknownNode);
+    }
+    if let Err(reason) = set_macs(skb, TUNNEL_MAC) {
+        return Fate::Drop(reason);
+    }
+    if packet.flags & tcp_flag::SYN != 0 && !clamp_segment_size(skb, packet.l4, F::mss(config)) {
+        return Fate::Drop(DropReason::Rewrite);
+    }
+    if !set_tunnel_key(skb, node, tag) {
+        return Fate::Drop(DropReason::Rewrite);
+    }
+    skb.out_of(config.tunnel_ifindex)
+}
+
+/// Sends a reply through the tunnel to the node that the client entered by.
+#[inline(always)]
+pub fn back_to_node<F: Family>(skb: Skb, packet: &Packet<F::Addr>, node: u16, config: &Config) -> Fate {
+    to_node::<F>(skb, packet, node, Tag::RETURN, config)
+}
+
+/// Sends a reply to a client that entered here: by an interface, or to this host's own socket.
+#[inline(always)]
+pub fn to_client(skb: Skb, ifindex: u32, config: &Config) -> Fate {
+    if ifindex != 0 {
+        return skb.to_neighbour(ifindex);
+    }
+    // The stack expects what it sent through the tunnel device to come back from there: under
+    // strict reverse-path filtering nothing else is accepted.
+    around(skb, config)
+}
+
+#[inline(always)]
+fn set_macs(skb: Skb, dst: [u8; 6]) -> Result<(), DropReason> {
+    let eth = skb.at::<Ethernet>(0).ok_or(DropReason::Rewrite)?;
+    debug_assert!(size_of::<Ethernet>() == ETH_LEN);
+    // SAFETY: `at` checked the bounds.
+    unsafe {
+        (*eth).dst = dst;
+        (*eth).src = TUNNEL_MAC;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn set_tunnel_key(skb: Skb, node: &Node, tag: u32) -> bool {
+    // The structure up to, not including, the local address: the kernel then chooses the source
+    // by its routing table. 28 is one of the sizes that `bpf_skb_set_tunnel_key` accepts.
+    const WITHOUT_LOCAL: u32 = 28;
+    // SAFETY: plain old data.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = tag;
+    key.tunnel_ttl = 64;
+    let [_, _, _, last] = words(node.address);
+    let flags = if node.ipv6 != 0 {
+        key.__bindgen_anon_1.remote_ipv6 = words(node.address);
+        u64::from(BPF_F_TUNINFO_IPV6)
+    } else {
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(last);
+        0
+    };
+    let flags = flags | u64::from(BPF_F_ZERO_CSUM_TX);
+    // SAFETY: the key is as long as the size says.
+    unsafe { generated::bpf_skb_set_tunnel_key(skb.raw(), &mut key, WITHOUT_LOCAL, flags) == 0 }
+}
+
+#[inline(always)]
+fn words(addr: [u8; 16]) -> [u32; 4] {
+    let [low, high] = checksum::halves(addr);
+    [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]
+}
+
+/// Lowers the maximum segment size that a SYN announces to what fits the tunnel, so that TCP never
+/// meets the tunnel's MTU. A SYN without the option keeps the default of 536 or 1220, which fits.
+#[inline(always)]
+fn clamp_segment_size(skb: Skb, l4: u32, most: u16) -> bool {
+    const END: u8 = 0;
+    const NOP: u8 = 1;
+    const MSS: u8 = 2;
+    let l4 = (l4 & 0x7f) as usize;
+    let Some(tcp) = skb.at::<Tcp>(l4) else { return false };
+    // SAFETY: `at` checked the bounds; so below.
+    let end = usize::from(unsafe { (*tcp).offset } >> 4) * 4;
+    let mut at = size_of::<Tcp>();
+    for _ in 0..OPTIONS {
+        if at + 4 > end {
+            return true;
+        }
+        let Some(option) = skb.at::<[u8; 4]>(l4 + (at & 0x3f)) else { return true };
+        // SAFETY: as above.
+        let [kind, len, high, low] = unsafe { *option };
+        match kind {
+            END => return true,
+            NOP => at += 1,
+            MSS => {
+                let old = [high, low];
+                if u16::from_be_bytes(old) <= most {
+                    return true;
+                }
+                let new = most.to_be_bytes();
+                // SAFETY: as above.
+                unsafe { *option = [kind, len, new[0], new[1]] };
+                // At an odd offset the two bytes lie in different words of the sum.
+                let odd = at & 1 != 0;
+                let word = |v: [u8; 2]| if odd { [0, v[1], v[0], 0] } else { [v[0], v[1], 0, 0] };
+                let diff = checksum::fold32(checksum::diff4(word(old), word(new)));
+                return skb.fix_header(l4 as u32 + TCP_CHECK, diff, false);
+            }
+            _ if len < 2 => return true,
+            _ => at += usize::from(len),
+        }
+    }
+    true
+}

@@ -1,0 +1,267 @@
+//! Sockets of this host that connect or send to a published port: they are given a task at once, so
+//! that `curl localhost:8080` costs nothing per packet when the task is local, and goes through the
+//! tunnel when it is not.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, bpf_sock_addr},
+    helpers::generated,
+};
+use weir_abi::{Backend, Config, SocketKey, SocketPeer, backend_state, via};
+use weir_programs::packet::{TCP, UDP};
+
+use crate::{
+    family::{Family, V4, V6},
+    flow::{self, Choice, account_new, pick},
+    maps::{BACKENDS, LOCAL, SOCKETS},
+    skb::random,
+};
+
+/// Return values of the programs.
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// The address that a socket call names, and where it is written back.
+#[derive(Clone, Copy)]
+pub struct Call(*mut bpf_sock_addr);
+
+/// Which address family the call is of.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Shape {
+    V4,
+    V6,
+}
+
+/// Whether a connection is made, or a datagram sent on a socket that has none.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Act {
+    Connect,
+    Send,
+}
+
+/// An address and port as the socket calls know them; IPv4 as `::ffff:a.b.c.d`.
+#[derive(Clone, Copy, PartialEq)]
+struct Endpoint {
+    addr: [u8; 16],
+    port: [u8; 2],
+}
+
+
+/// `connect` and `sendmsg`.
+#[inline(always)]
+pub fn outgoing(ctx: *mut bpf_sock_addr, shape: Shape, act: Act) -> i32 {
+    let call = Call(ctx);
+    let protocol = call.protocol();
+    if protocol != TCP && protocol != UDP {
+        return ALLOW;
+    }
+    let asked = call.endpoint(shape);
+    let Some(frontend) = flow::frontend(protocol == UDP, asked.port) else { return ALLOW };
+    let Some(config) = flow::config() else { return ALLOW };
+    if !call.of_host(config) || !is_own(asked.addr) {
+        return ALLOW;
+    }
+    let cookie = call.cookie();
+    if act == Act::Send
+        && let Some(peer) = remembered(cookie, asked)
+    {
+        call.set(shape, peer);
+        return ALLOW;
+    }
+    let Some((choice, v4)) = choose(frontend.service, asked, shape, cookie) else {
+        if protocol == TCP || act == Act::Connect {
+            // SAFETY: takes a number.
+            unsafe { generated::bpf_set_retval(-ECONNREFUSED) };
+        }
+        return REFUSE;
+    };
+    let peer = target(choice.backend, frontend.service.target, asked.port, v4, config);
+    remember(cookie, asked, peer, choice.index, act);
+    if choice.backend.via != via::TUNNEL {
+        // Through the tunnel the first packet is counted; to a local task no packet is seen.
+        account_new(frontend.cell.counters, choice.index);
+    }
+    call.set(shape, peer);
+    ALLOW
+}
+
+/// `recvmsg` and `getpeername`: the program sees the address that it asked for.
+#[inline(always)]
+pub fn incoming(ctx: *mut bpf_sock_addr, shape: Shape) -> i32 {
+    let call = Call(ctx);
+    let real = call.endpoint(shape);
+    let key = SocketKey { cookie: call.cookie(), addr: real.addr, port: real.port, pad: [0; 6] };
+    if let Some(asked) = SOCKETS.get_ptr(key) {
+        // SAFETY: a value of a map.
+        let asked = unsafe { &*asked };
+        call.set(shape, Endpoint { addr: asked.addr, port: asked.port });
+    }
+    ALLOW
+}
+
+/// The task that this socket's earlier datagrams to the same address went to.
+#[inline(always)]
+fn remembered(cookie: u64, asked: Endpoint) -> Option<Endpoint> {
+    let key = SocketKey { cookie, addr: asked.addr, port: asked.port, pad: [0; 6] };
+    // SAFETY: a value of a map.
+    let peer = unsafe { &*SOCKETS.get_ptr(key)? };
+    let backend = BACKENDS.get(peer.backend)?;
+    if backend.state != backend_state::ACTIVE {
+        return None;
+    }
+    let real = Endpoint { addr: peer.addr, port: peer.port };
+    // The index may have been given to another task meanwhile.
+    let same = backend.via == via::TUNNEL
+        || real.addr == backend.addr6
+        || real.addr == V4::wide(backend.addr4);
+    same.then_some(real)
+}
+
+/// Remembers both ways: what the socket asked for, for its next datagram; and what it talks to,
+/// for the address it is shown and for the tunnel's program.
+#[inline(always)]
+fn remember(cookie: u64, asked: Endpoint, real: Endpoint, backend: u32, act: Act) {
+    let shown = SocketPeer { addr: asked.addr, port: asked.port, pad: [0; 2], backend };
+    let key = SocketKey { cookie, addr: real.addr, port: real.port, pad: [0; 6] };
+    // A full table cannot be: it evicts. A lost entry costs the true name of the peer, no more.
+    let _ = SOCKETS.insert(key, shown, u64::from(BPF_ANY));
+    if act == Act::Send {
+        let peer = SocketPeer { addr: real.addr, port: real.port, pad: [0; 2], backend };
+        let key = SocketKey { cookie, addr: asked.addr, port: asked.port, pad: [0; 6] };
+        let _ = SOCKETS.insert(key, peer, u64::from(BPF_ANY));
+    }
+}
+
+/// Chooses a task. An IPv6 socket that asked for an IPv6 address may be given a task that has only
+/// IPv4, as a mapped address: `localhost` is both.
+#[inline(always)]
+fn choose(
+    service: &weir_abi::Service,
+    asked: Endpoint,
+    shape: Shape,
+    cookie: u64,
+) -> Option<(Choice, bool)> {
+    let port = (cookie as u16 ^ random() as u16).to_be_bytes();
+    let client = (cookie as u32).to_be_bytes();
+    let mapped = is_mapped(asked.addr);
+    if !mapped && let Some(choice) = pick::<V6>(service, service.pick6, V4::wide(client), port, |_| true)
+    {
+        return Some((choice, false));
+    }
+    if shape == Shape::V4 || mapped || is_loopback6(asked.addr) {
+        let choice = pick::<V4>(service, service.pick4, client, port, |_| true)?;
+        return Some((choice, true));
+    }
+    None
+}
+
+/// What the socket is to talk to: the task, or the relay address that leads into the tunnel.
+#[inline(always)]
+fn target(
+    backend: &Backend,
+    target: [u8; 2],
+    published: [u8; 2],
+    v4: bool,
+    config: &Config,
+) -> Endpoint {
+    match (backend.via == via::TUNNEL, v4) {
+        (true, true) => Endpoint { addr: V4::wide(config.relay4), port: published },
+        (true, false) => Endpoint { addr: config.relay6, port: published },
+        (false, true) => Endpoint { addr: V4::wide(backend.addr4), port: target },
+        (false, false) => Endpoint { addr: backend.addr6, port: target },
+    }
+}
+
+/// Whether an address is loopback, unspecified (which connects to loopback) or one of the host's.
+#[inline(always)]
+fn is_own(addr: [u8; 16]) -> bool {
+    if is_mapped(addr) {
+        if addr[12] == 127 || (addr[12] == 0 && addr[13] == 0 && addr[14] == 0 && addr[15] == 0) {
+            return true;
+        }
+    } else if is_loopback6(addr) {
+        return true;
+    }
+    LOCAL.get_ptr(addr).is_some()
+}
+
+#[inline(always)]
+fn is_mapped(addr: [u8; 16]) -> bool {
+    let value = u128::from_be_bytes(addr);
+    (value >> 32) == u128::from_be_bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0]) >> 32
+}
+
+/// `::1` and `::`.
+#[inline(always)]
+fn is_loopback6(addr: [u8; 16]) -> bool {
+    u128::from_be_bytes(addr) <= 1
+}
+
+impl Call {
+    #[inline(always)]
+    fn protocol(self) -> u8 {
+        // SAFETY: reading the context is what the verifier allows; so below. Volatile, since it
+        // allows whole words only and the compiler would narrow the load.
+        unsafe { (&raw const (*self.0).protocol).read_volatile() as u8 }
+    }
+
+    #[inline(always)]
+    fn cookie(self) -> u64 {
+        // SAFETY: takes the context.
+        unsafe { generated::bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// Whether the process is in the host's network namespace: a container's localhost is its own.
+    #[inline(always)]
+    fn of_host(self, config: &Config) -> bool {
+        // SAFETY: takes the context.
+        unsafe { generated::bpf_get_netns_cookie(self.0.cast()) == config.netns_cookie }
+    }
+
+    #[inline(always)]
+    fn endpoint(self, shape: Shape) -> Endpoint {
+        // SAFETY: as above.
+        unsafe {
+            let port = (&raw const (*self.0).user_port).read_volatile() as u16;
+            let addr = match shape {
+                Shape::V4 => {
+                    let [a, b, c, d] = (&raw const (*self.0).user_ip4).read_volatile().to_ne_bytes();
+                    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+                }
+                Shape::V6 => {
+                    let words = &raw const (*self.0).user_ip6;
+                    let words = words.cast::<u32>();
+                    let a = u128::from(words.read_volatile());
+                    let b = u128::from(words.add(1).read_volatile());
+                    let c = u128::from(words.add(2).read_volatile());
+                    let d = u128::from(words.add(3).read_volatile());
+                    (a | b << 32 | c << 64 | d << 96).to_ne_bytes()
+                }
+            };
+            Endpoint { addr, port: port.to_ne_bytes() }
+        }
+    }
+
+    #[inline(always)]
+    fn set(self, shape: Shape, to: Endpoint) {
+        let value = u128::from_ne_bytes(to.addr);
+        // SAFETY: as above; writing these fields is what the programs are for.
+        unsafe {
+            match shape {
+                Shape::V4 => {
+                    (&raw mut (*self.0).user_ip4).write_volatile((value >> 96) as u32);
+                }
+                Shape::V6 => {
+                    let words = (&raw mut (*self.0).user_ip6).cast::<u32>();
+                    words.write_volatile(value as u32);
+                    words.add(1).write_volatile((value >> 32) as u32);
+                    words.add(2).write_volatile((value >> 64) as u32);
+                    words.add(3).write_volatile((value >> 96) as u32);
+                }
+            }
+            let port = u32::from(u16::from_ne_bytes(to.port));
+            (&raw mut (*self.0).user_port).write_volatile(port);
+        }
+    }
+}
+
