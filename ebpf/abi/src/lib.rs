@@ -32,7 +32,7 @@ pub mod size {
     /// Backends.
     pub const BACKENDS: u32 = 1 << 17;
     /// Cells of the pick table.
-    pub const PICKS: u32 = 1 << 22;
+    pub const PICKS: u32 = 1 << 20;
     /// Nodes.
     pub const NODES: u32 = 1 << 12;
     /// Flows a table, unless user space chooses otherwise.
@@ -133,8 +133,8 @@ pub struct Service {
     pub local4: Region,
     /// This node's active tasks with an IPv6 address.
     pub local6: Region,
-    /// Seconds that a task which left may keep its flows. For user space only.
-    pub drain_seconds: u32,
+    /// Milliseconds that a task which left may keep its flows. For user space only.
+    pub drain_millis: u32,
     /// Padding.
     pub pad: u32,
     /// Identity of the service; 0: the record is free. For user space only, but for Maglev's hash.
@@ -381,4 +381,15 @@ pub struct Counters {
     pub tx_packets: u64,
     /// Bytes to clients.
     pub tx_bytes: u64,
+}
+
+/// Questions of the loader to the kernel, answered by the `probe` program.
+pub mod probe {
+    /// How many jiffies are it? (low 31 bits)
+    pub const JIFFIES: u8 = 1;
+    /// Does `bpf_l4_csum_replace` know [`BPF_F_IPV6`]? (0: yes)
+    pub const CSUM_IPV6: u8 = 2;
+    /// Flag of `bpf_l4_csum_replace`, Linux 6.16: the packet is IPv6, where no header checksum
+    /// makes up for a change of address.
+    pub const BPF_F_IPV6: u64 = 1 << 7;
 }

@@ -18,6 +18,8 @@ mod ingress;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod probe;
+#[cfg(target_arch = "bpf")]
 mod reject;
 #[cfg(target_arch = "bpf")]
 mod reply;
@@ -40,7 +42,7 @@ mod entry {
 
     use crate::{
         family::{V4, V6},
-        ingress, reply,
+        ingress, probe, reply,
         skb::{Fate, Skb},
         socket::{self, Act, Shape},
         tunnel,
@@ -137,6 +139,12 @@ mod entry {
     #[inline(always)]
     fn bridge_in6(skb: Skb) -> Fate {
         reply::from_bridge::<V6>(skb)
+    }
+
+    /// Answers what the loader asks of the kernel by `BPF_PROG_TEST_RUN`; never attached.
+    #[classifier]
+    pub fn probe(ctx: TcContext) -> i32 {
+        probe::answer(Skb::new(&ctx))
     }
 
     #[cgroup_sock_addr(connect4)]

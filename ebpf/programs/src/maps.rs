@@ -12,78 +12,78 @@ use weir_abi::{
 
 /// Cell 0: what the programs know of the host.
 #[map]
-pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub static CONFIG: Array<Config> = Array::pinned(1, BPF_F_MMAPABLE);
 
 /// Published ports: `weir_abi::port_cell` is the index.
 #[map]
-pub static PORTS: Array<PortCell> = Array::with_max_entries(size::PORTS, BPF_F_MMAPABLE);
+pub static PORTS: Array<PortCell> = Array::pinned(size::PORTS, BPF_F_MMAPABLE);
 
 /// Service records.
 #[map]
-pub static RECORDS: Array<Service> = Array::with_max_entries(size::RECORDS, BPF_F_MMAPABLE);
+pub static RECORDS: Array<Service> = Array::pinned(size::RECORDS, BPF_F_MMAPABLE);
 
 /// The pick table: cells name backends, records name runs of cells.
 #[map]
-pub static PICKS: Array<u32> = Array::with_max_entries(size::PICKS, BPF_F_MMAPABLE);
+pub static PICKS: Array<u32> = Array::pinned(size::PICKS, BPF_F_MMAPABLE);
 
 /// Backends.
 #[map]
-pub static BACKENDS: Array<Backend> = Array::with_max_entries(size::BACKENDS, BPF_F_MMAPABLE);
+pub static BACKENDS: Array<Backend> = Array::pinned(size::BACKENDS, BPF_F_MMAPABLE);
 
 /// Nodes.
 #[map]
-pub static NODES: Array<Node> = Array::with_max_entries(size::NODES, BPF_F_MMAPABLE);
+pub static NODES: Array<Node> = Array::pinned(size::NODES, BPF_F_MMAPABLE);
 
 /// Nodes by underlay address: who may send through the tunnel.
 #[map]
 pub static SENDERS: HashMap<[u8; 16], u32> =
-    HashMap::with_max_entries(size::NODES, BPF_F_NO_PREALLOC);
+    HashMap::pinned(size::NODES, BPF_F_NO_PREALLOC);
 
 /// Local tasks by tag.
 #[map]
-pub static TAGS: HashMap<TagKey, u32> = HashMap::with_max_entries(size::BACKENDS, BPF_F_NO_PREALLOC);
+pub static TAGS: HashMap<TagKey, u32> = HashMap::pinned(size::BACKENDS, BPF_F_NO_PREALLOC);
 
 /// This host's own addresses; IPv4 as `::ffff:a.b.c.d`.
 #[map]
-pub static LOCAL: HashMap<[u8; 16], u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+pub static LOCAL: HashMap<[u8; 16], u32> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
 
 /// Flows from clients, IPv4.
 #[map]
 pub static FORWARD4: LruHashMap<FlowKey<[u8; 4]>, Forward> =
-    LruHashMap::with_max_entries(size::FLOWS, 0);
+    LruHashMap::pinned(size::FLOWS, 0);
 
 /// Flows from clients, IPv6.
 #[map]
 pub static FORWARD6: LruHashMap<FlowKey<[u8; 16]>, Forward> =
-    LruHashMap::with_max_entries(size::FLOWS, 0);
+    LruHashMap::pinned(size::FLOWS, 0);
 
 /// Ways back, IPv4.
 #[map]
 pub static REVERSE4: LruHashMap<FlowKey<[u8; 4]>, Reverse<[u8; 4]>> =
-    LruHashMap::with_max_entries(size::FLOWS, 0);
+    LruHashMap::pinned(size::FLOWS, 0);
 
 /// Ways back, IPv6.
 #[map]
 pub static REVERSE6: LruHashMap<FlowKey<[u8; 16]>, Reverse<[u8; 16]>> =
-    LruHashMap::with_max_entries(size::FLOWS, 0);
+    LruHashMap::pinned(size::FLOWS, 0);
 
 /// Sockets that were redirected when they connected.
 #[map]
-pub static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::with_max_entries(1 << 16, 0);
+pub static SOCKETS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::pinned(1 << 16, 0);
 
 /// Round-robin position of each service.
 #[map]
-pub static TURNS: Array<u32> = Array::with_max_entries(size::SERVICES, 0);
+pub static TURNS: Array<u32> = Array::pinned(size::SERVICES, 0);
 
 /// Counters of published ports, by `PortCell::counters`.
 #[map]
 pub static FRONTEND_STATS: PerCpuArray<Counters> =
-    PerCpuArray::with_max_entries(size::FRONTENDS, 0);
+    PerCpuArray::pinned(size::FRONTENDS, 0);
 
 /// Counters of backends.
 #[map]
-pub static BACKEND_STATS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(size::BACKENDS, 0);
+pub static BACKEND_STATS: PerCpuArray<Counters> = PerCpuArray::pinned(size::BACKENDS, 0);
 
 /// Packets not forwarded, by `weir_abi::DropReason`.
 #[map]
-pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
+pub static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(REASONS, 0);

@@ -91,12 +91,6 @@ impl Skb {
         }
     }
 
-    #[inline(always)]
-    pub fn len(self) -> u32 {
-        // SAFETY: as in `at`.
-        unsafe { (*self.0).len }
-    }
-
     /// The interface whose hook runs.
     #[inline(always)]
     pub fn ifindex(self) -> u32 {
@@ -115,13 +109,6 @@ impl Skb {
     pub fn cookie(self) -> u64 {
         // SAFETY: the helper takes the context.
         unsafe { generated::bpf_get_socket_cookie(self.0.cast()) }
-    }
-
-    /// Makes the first `len` bytes linear and writable.
-    #[inline(always)]
-    pub fn pull(self, len: u32) -> bool {
-        // SAFETY: as above.
-        unsafe { generated::bpf_skb_pull_data(self.0, len) == 0 }
     }
 
     /// Makes the packet `len` bytes long.

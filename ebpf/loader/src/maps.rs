@@ -1,0 +1,106 @@
+//! The maps of the kernel programs, opened.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
+use weir_abi::{
+    Backend, Config, Counters, FlowKey, Forward, Node, PortCell, Reverse, Service, SocketKey,
+    SocketPeer, TagKey,
+};
+
+use crate::{
+    error::{Error, Tried as _},
+    table::{Mapped, PerCpu, Table},
+};
+
+type Key4 = FlowKey<[u8; 4]>;
+type Key6 = FlowKey<[u8; 16]>;
+
+/// All of them, by their kernel names in lower case.
+pub(crate) struct Maps {
+    pub(crate) config: Mapped<Config>,
+    pub(crate) ports: Mapped<PortCell>,
+    pub(crate) records: Mapped<Service>,
+    pub(crate) picks: Mapped<u32>,
+    pub(crate) backends: Mapped<Backend>,
+    pub(crate) nodes: Mapped<Node>,
+    pub(crate) senders: Table<[u8; 16], u32>,
+    pub(crate) tags: Table<TagKey, u32>,
+    pub(crate) local: Table<[u8; 16], u32>,
+    pub(crate) forward4: Table<Key4, Forward>,
+    pub(crate) forward6: Table<Key6, Forward>,
+    pub(crate) reverse4: Table<Key4, Reverse<[u8; 4]>>,
+    pub(crate) reverse6: Table<Key6, Reverse<[u8; 16]>>,
+    pub(crate) sockets: Table<SocketKey, SocketPeer>,
+    pub(crate) frontend_stats: PerCpu<Counters>,
+    pub(crate) backend_stats: PerCpu<Counters>,
+    pub(crate) drops: PerCpu<u64>,
+}
+
+impl Maps {
+    /// Takes the descriptors out of a loaded object.
+    pub(crate) fn open(object: &mut Ebpf) -> Result<Self, Error> {
+        Ok(Self {
+            config: mapped(object, "CONFIG")?,
+            ports: mapped(object, "PORTS")?,
+            records: mapped(object, "RECORDS")?,
+            picks: mapped(object, "PICKS")?,
+            backends: mapped(object, "BACKENDS")?,
+            nodes: mapped(object, "NODES")?,
+            senders: table(object, "SENDERS")?,
+            tags: table(object, "TAGS")?,
+            local: table(object, "LOCAL")?,
+            forward4: table(object, "FORWARD4")?,
+            forward6: table(object, "FORWARD6")?,
+            reverse4: table(object, "REVERSE4")?,
+            reverse6: table(object, "REVERSE6")?,
+            sockets: table(object, "SOCKETS")?,
+            frontend_stats: per_cpu(object, "FRONTEND_STATS")?,
+            backend_stats: per_cpu(object, "BACKEND_STATS")?,
+            drops: per_cpu(object, "DROPS")?,
+        })
+    }
+}
+
+fn mapped<V: Copy>(object: &mut Ebpf, name: &str) -> Result<Mapped<V>, Error> {
+    let (fd, capacity) = take(object, name)?;
+    Mapped::new(fd, capacity).tried(|| format!("map the array {name} into memory"))
+}
+
+fn table<K: Copy, V: Copy>(object: &mut Ebpf, name: &str) -> Result<Table<K, V>, Error> {
+    let (fd, capacity) = take(object, name)?;
+    Ok(Table::new(fd, capacity))
+}
+
+fn per_cpu<V: Copy + Default>(object: &mut Ebpf, name: &str) -> Result<PerCpu<V>, Error> {
+    let (fd, _) = take(object, name)?;
+    PerCpu::new(fd).tried(|| "read the list of possible CPUs".to_owned())
+}
+
+fn take(object: &mut Ebpf, name: &str) -> Result<(OwnedFd, u32), Error> {
+    let what = || format!("open the map {name}");
+    let map = object.map(name).ok_or_else(|| Error::new(what(), "it is not in the object"))?;
+    let data = data(map).ok_or_else(|| Error::new(what(), "it is of another kind"))?;
+    let capacity = data.info().map(|info| info.max_entries()).tried(what)?;
+    let fd = duplicate(data).tried(what)?;
+    Ok((fd, capacity))
+}
+
+fn duplicate(data: &MapData) -> io::Result<OwnedFd> {
+    data.fd().as_fd().try_clone_to_owned()
+}
+
+fn data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => {
+            Some(data)
+        }
+        _ => None,
+    }
+}
