@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Builds the kernel object and its digest of sources.
+#   ebpf/build.sh          writes ebpf/loader/object/
+#   ebpf/build.sh --check  fails when the committed object is not what the sources give
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+object=$here/loader/object/weir.bpf.o
+record=$here/loader/object/SOURCES
+# A fixed place: names that the compiler derives from paths end up in the object.
+place=/tmp/weir-ebpf-build
+# An address per checkout of the toolchain would, too.
+rust=$(rustc --version | cut -d' ' -f2)
+
+sources() {
+  cd "$here"
+  find abi/src abi/Cargo.toml programs/src programs/Cargo.toml programs/Cargo.lock -type f |
+    LC_ALL=C sort | xargs sha256sum
+}
+
+build() {
+  mkdir -p "$place"
+  exec 9>"$place/lock"
+  flock 9
+  rm -rf "$place/src"
+  mkdir -p "$place/src"
+  cp -r "$here/abi" "$here/programs" "$place/src/"
+  cd "$place/src/programs"
+  local flags="-Cdebuginfo=2 -Clink-arg=--btf -Ctarget-cpu=v3"
+  flags+=" --remap-path-prefix=$(rustc --print sysroot)=/rust"
+  flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+  RUSTC_BOOTSTRAP=1 RUSTFLAGS=$flags CARGO_TARGET_DIR=$place/target \
+    cargo build --quiet --locked --release --bin weir --target bpfel-unknown-none -Z build-std=core
+  llvm-objcopy-19 --strip-debug "$place/target/bpfel-unknown-none/release/weir" "$1"
+}
+
+if [ "${1:-}" = --check ]; then
+  if ! diff <(sources) <(grep -v '^#' "$record") >/dev/null; then
+    echo "ebpf: the committed object is stale: its sources have changed since. Run \`make ebpf\`."
+    diff <(sources) <(grep -v '^#' "$record") || true
+    exit 1
+  fi
+  if ! grep -q "^# rustc $rust\$" "$record"; then
+    echo "ebpf: the object was built by another rustc ($(grep '^# rustc' "$record"), here $rust): only its sources were compared"
+    exit 0
+  fi
+  "$here/toolchain.sh"
+  fresh=$(mktemp)
+  trap 'rm -f "$fresh"' EXIT
+  build "$fresh"
+  if ! cmp -s "$fresh" "$object"; then
+    echo "ebpf: the committed object is not what its sources give. Run \`make ebpf\`."
+    exit 1
+  fi
+  echo "ebpf: the committed object is what its sources give, byte for byte"
+else
+  "$here/toolchain.sh"
+  mkdir -p "$(dirname "$object")"
+  build "$object"
+  { echo "# rustc $rust"; sources; } >"$record"
+  echo "ebpf: built $(stat -c %s "$object") bytes"
+fi
