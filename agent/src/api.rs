@@ -1,0 +1,315 @@
+//! The read-only JSON of `/api/v1/…`: what the command line and a dashboard show.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use weir_loader::Counters;
+use weir_mesh::{
+    Balance, Ident, NodeName, Protocol, PublishMode, PublishedPort, Service, ServiceName,
+    TargetPort, Task, TaskName, TaskState, Timeouts,
+    install::{BackendState, Frontend, Via},
+};
+
+use crate::{
+    health::{self, Condition, Subsystem},
+    observe::Observation,
+};
+
+/// `/api/v1/status`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// This node.
+    pub node: NodeName,
+    /// Its underlay address.
+    pub address: IpAddr,
+    /// Process number of the agent.
+    pub pid: u32,
+    /// Since when the agent runs.
+    pub uptime_seconds: u64,
+    /// The snapshot in the kernel.
+    pub generation: Option<u64>,
+    /// The newest snapshot.
+    pub wanted: Option<u64>,
+    /// Whether that is from disk.
+    pub stale: bool,
+    /// The worst of the subsystems.
+    pub condition: Condition,
+    /// The subsystems.
+    pub subsystems: Vec<Subsystem>,
+    /// Everything that is wrong with the desired state as read from its source.
+    pub source_faults: Vec<String>,
+    /// Everything that keeps the mesh from being served as it should be.
+    pub problems: Vec<String>,
+    /// Hook to how it is attached.
+    pub hooks: BTreeMap<String, String>,
+    /// Operations and time of the last pass that changed something.
+    pub last_pass: LastPass,
+    /// How often the kernel's maps differed from what was written.
+    pub drift: u64,
+}
+
+/// The last pass of the reconciler that changed something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LastPass {
+    /// Changes.
+    pub operations: usize,
+    /// How long they took.
+    pub milliseconds: f64,
+}
+
+/// `/api/v1/services`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Services {
+    /// The snapshot that is described; `None` while there is none.
+    pub generation: Option<u64>,
+    /// The services, by name.
+    pub services: Vec<ServiceView>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: ServiceName,
+    /// How new flows choose a task.
+    pub balance: Balance,
+    /// Its published ports.
+    pub ports: Vec<PortView>,
+    /// Its tasks.
+    pub tasks: Vec<TaskView>,
+    /// Timeouts of its flows.
+    pub timeouts: Timeouts,
+}
+
+/// Whether this node serves a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortState {
+    /// It does.
+    Served,
+    /// A local process has it.
+    Withheld,
+    /// It is in host mode, and no task of the service runs here.
+    Elsewhere,
+    /// It will, or a problem keeps it from doing so.
+    Pending,
+}
+
+/// A published port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortView {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Where clients connect.
+    pub published: PublishedPort,
+    /// Where the tasks listen.
+    pub target: TargetPort,
+    /// Through the mesh or past it.
+    pub mode: PublishMode,
+    /// Whether this node serves it.
+    pub state: PortState,
+    /// Who has it, if it is withheld.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub holder: Option<String>,
+    /// What this node has counted there.
+    pub counters: CountersView,
+}
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// Its name.
+    pub name: TaskName,
+    /// The node that runs it.
+    pub node: NodeName,
+    /// Its addresses on its node.
+    pub addresses: Vec<IpAddr>,
+    /// Its share of new flows.
+    pub weight: u16,
+    /// Whether it should take flows.
+    pub state: TaskState,
+    /// Whether the kernel lets it: `active`, `draining`, `gone`, or `absent`.
+    pub kernel: String,
+    /// How this node reaches it: `peer`, `neighbour`, `tunnel`, `unreachable`, or nothing.
+    pub via: Option<String>,
+    /// Live flows that entered the mesh on this node.
+    pub active: u64,
+    /// What this node has counted for it.
+    pub counters: CountersView,
+}
+
+/// Packets and bytes, and connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each field is that of weir_loader::Counters")]
+pub struct CountersView {
+    pub connections: u64,
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+/// `/api/v1/nodes`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// The snapshot that is described; `None` while there is none.
+    pub generation: Option<u64>,
+    /// The nodes, by name.
+    pub nodes: Vec<NodeView>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub name: NodeName,
+    /// Its underlay address.
+    pub address: IpAddr,
+    /// Whether it is this one.
+    pub here: bool,
+    /// Tasks that it runs.
+    pub tasks: usize,
+}
+
+/// `/api/v1/state`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDump {
+    /// The kernel's maps, one line an entry.
+    pub dump: String,
+}
+
+/// An answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong.
+    pub error: String,
+}
+
+/// The status of the agent.
+pub fn status(now: &Observation) -> Status {
+    let subsystems = health::subsystems(now);
+    let faults = now.source.trouble.iter().flat_map(|trouble| trouble.faults.iter());
+    let hooks = now.report.attachments.hooks.iter();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: now.config.node.name.clone(),
+        address: now.config.node.address,
+        pid: std::process::id(),
+        uptime_seconds: now.started.elapsed().as_secs(),
+        generation: now.report.generation.map(|generation| generation.0),
+        wanted: now.report.wanted.map(|generation| generation.0),
+        stale: now.report.stale,
+        condition: health::worst(&subsystems),
+        subsystems,
+        source_faults: faults.map(ToString::to_string).collect(),
+        problems: now.report.problems.clone(),
+        hooks: hooks.map(|(hook, how)| (hook.clone(), (*how).to_owned())).collect(),
+        last_pass: LastPass {
+            operations: now.report.operations,
+            milliseconds: now.report.duration.as_secs_f64() * 1e3,
+        },
+        drift: now.report.drift,
+    }
+}
+
+/// The services with what the kernel counted.
+pub fn services(now: &Observation) -> Services {
+    let Some(snapshot) = &now.view.snapshot else {
+        return Services { generation: None, services: Vec::new() };
+    };
+    let services = snapshot.services.values().map(|service| ServiceView {
+        name: service.name.clone(),
+        balance: service.balance,
+        ports: ports(service, now),
+        tasks: service.tasks.iter().map(|one| task(&service.name, one, now)).collect(),
+        timeouts: service.timeouts,
+    });
+    Services { generation: Some(snapshot.generation.0), services: services.collect() }
+}
+
+fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
+    let here = service.tasks.iter().any(|task| task.node == now.config.node.name);
+    let view = |port: &weir_mesh::Port| {
+        let frontend = Frontend { protocol: port.protocol, port: port.published };
+        let holder = now.report.withheld.get(&frontend);
+        let state = if now.report.ports.contains(&frontend) {
+            PortState::Served
+        } else if holder.is_some() {
+            PortState::Withheld
+        } else if port.mode == PublishMode::Host && !here {
+            PortState::Elsewhere
+        } else {
+            PortState::Pending
+        };
+        PortView {
+            protocol: port.protocol,
+            published: port.published,
+            target: port.target,
+            mode: port.mode,
+            state,
+            holder: holder.map(ToString::to_string),
+            counters: now.stats.frontends.get(&frontend).copied().unwrap_or_default().into(),
+        }
+    };
+    service.ports.iter().map(view).collect()
+}
+
+fn task(service: &ServiceName, task: &Task, now: &Observation) -> TaskView {
+    let ident = Ident::of_task(service, &task.name, &task.node);
+    let stats = now.stats.backends.get(&ident);
+    TaskView {
+        name: task.name.clone(),
+        node: task.node.clone(),
+        addresses: task.addresses().collect(),
+        weight: task.weight,
+        state: task.state,
+        kernel: stats.map_or("absent", |stats| kernel_state(stats.state)).to_owned(),
+        via: stats.map(|stats| via(stats.via).to_owned()),
+        active: stats.map_or(0, |stats| stats.active),
+        counters: stats.map(|stats| stats.counters).unwrap_or_default().into(),
+    }
+}
+
+fn kernel_state(state: BackendState) -> &'static str {
+    match state {
+        BackendState::Active => "active",
+        BackendState::Draining => "draining",
+        BackendState::Gone => "gone",
+    }
+}
+
+fn via(via: Via) -> &'static str {
+    match via {
+        Via::Tunnel { .. } => "tunnel",
+        Via::Peer { .. } => "peer",
+        Via::Neighbour { .. } => "neighbour",
+        Via::Unreachable => "unreachable",
+    }
+}
+
+/// The nodes of the mesh.
+pub fn nodes(now: &Observation) -> Nodes {
+    let Some(snapshot) = &now.view.snapshot else {
+        return Nodes { generation: None, nodes: Vec::new() };
+    };
+    let mut tasks = BTreeMap::<&NodeName, usize>::new();
+    for task in snapshot.services.values().flat_map(|service| &service.tasks) {
+        *tasks.entry(&task.node).or_default() += 1;
+    }
+    let nodes = snapshot.nodes.values().map(|node| NodeView {
+        name: node.name.clone(),
+        address: node.address,
+        here: node.name == now.config.node.name,
+        tasks: tasks.get(&node.name).copied().unwrap_or_default(),
+    });
+    Nodes { generation: Some(snapshot.generation.0), nodes: nodes.collect() }
+}
+
+impl From<Counters> for CountersView {
+    fn from(counters: Counters) -> Self {
+        let Counters { connections, rx_packets, rx_bytes, tx_packets, tx_bytes } = counters;
+        Self { connections, rx_packets, rx_bytes, tx_packets, tx_bytes }
+    }
+}

@@ -1,0 +1,119 @@
+//! `weir check`: what this host can do. Changes nothing and needs no agent.
+
+use std::{fs, io, net::TcpListener, os::unix::net::UnixStream, path::Path};
+
+use serde::Serialize;
+use weir_loader::{Dataplane, Outcome};
+
+use super::{
+    ConfigArgs, Failed, Format, OutputArgs,
+    table::{Table, mark, print, print_json},
+};
+use crate::{config::Config, health::Condition, source::file};
+
+/// One line.
+#[derive(Debug, Serialize)]
+struct Line {
+    name: String,
+    condition: Condition,
+    found: String,
+    remedy: String,
+}
+
+pub(super) fn host(config: &ConfigArgs, output: &OutputArgs) -> Result<Condition, Failed> {
+    let config = config.load()?;
+    let mut lines: Vec<Line> =
+        Dataplane::check(&config.dataplane_options()).into_iter().map(Line::from).collect();
+    lines.extend([listen(&config), state_directory(&config), source(&config)]);
+    let worst = lines.iter().map(|line| line.condition).max().unwrap_or(Condition::Ok);
+    if output.output == Format::Json {
+        print_json(&lines)?;
+    } else {
+        let mut table = Table::default();
+        for line in &lines {
+            table.row([&mark(line.condition), &line.name, &line.found]);
+            if !line.remedy.is_empty() {
+                table.row(["", "", &format!("-> {}", line.remedy)]);
+            }
+        }
+        print(&table.text());
+    }
+    Ok(worst)
+}
+
+impl From<weir_loader::Check> for Line {
+    fn from(check: weir_loader::Check) -> Self {
+        let condition = match check.outcome {
+            Outcome::Good => Condition::Ok,
+            Outcome::Limited => Condition::Degraded,
+            Outcome::Bad => Condition::Failed,
+        };
+        Self { name: check.name.into(), condition, found: check.found, remedy: check.remedy }
+    }
+}
+
+fn line(name: &str, condition: Condition, found: String, remedy: &str) -> Line {
+    Line { name: name.into(), condition, found, remedy: remedy.into() }
+}
+
+fn listen(config: &Config) -> Line {
+    let name = "http-listen";
+    let Some(address) = config.http else {
+        return line(name, Condition::Ok, "off".into(), "");
+    };
+    // A running agent holds its own port.
+    if UnixStream::connect(&config.socket).is_ok() {
+        return line(name, Condition::Ok, format!("{address}, an agent is running"), "");
+    }
+    match TcpListener::bind(address) {
+        Ok(_) => line(name, Condition::Ok, format!("{address} is free"), ""),
+        Err(error) => {
+            let remedy = "choose another address or port with http.listen, or \"off\"";
+            line(name, Condition::Failed, format!("{address}: {error}"), remedy)
+        }
+    }
+}
+
+fn state_directory(config: &Config) -> Line {
+    let name = "state-directory";
+    let directory = config.state.parent().unwrap_or(Path::new("/"));
+    match writable(directory) {
+        Ok(()) => line(name, Condition::Ok, format!("{} is writable", directory.display()), ""),
+        Err(error) => {
+            let found = format!("{}: {error}", directory.display());
+            let remedy = "without it a start with a broken source has nothing to go on with; set \
+                          state.path";
+            line(name, Condition::Degraded, found, remedy)
+        }
+    }
+}
+
+/// Whether files can be made in a directory, or in the one above it if it is not there yet.
+fn writable(directory: &Path) -> io::Result<()> {
+    let there = directory.ancestors().find(|candidate| candidate.exists());
+    let metadata = fs::metadata(there.unwrap_or(directory))?;
+    if metadata.permissions().readonly() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(())
+}
+
+fn source(config: &Config) -> Line {
+    let path = &config.source.path;
+    let name = "source-file";
+    let read = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()));
+    let parsed = read.and_then(|text| {
+        file::parse(&path.display().to_string(), &text, config.timeouts)
+            .map_err(|faults| format!("{} mistakes in {}", faults.len(), path.display()))
+    });
+    match parsed {
+        Ok(desired) => {
+            let found = format!("{}: {} services", path.display(), desired.services.len());
+            line(name, Condition::Ok, found, "")
+        }
+        Err(found) => {
+            let remedy = format!("weir config check {} names all mistakes", path.display());
+            line(name, Condition::Degraded, found, &remedy)
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `weir agent` and `weir uninstall`: the two commands that change the kernel.
+
+use serde::Serialize;
+use weir_loader::Dataplane;
+
+use super::{
+    ConfigArgs, Failed, Format, OutputArgs,
+    table::{print, print_json},
+};
+use crate::{app, health::Condition, lock::Lock, logging::Logging};
+
+pub(super) fn agent(args: ConfigArgs) -> Result<Condition, Failed> {
+    let config = args.load()?;
+    let logging = Logging::start(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the async runtime: {error}"))?;
+    let origin = app::Origin { file: args.config, overrides: args.overrides };
+    let outcome = runtime.block_on(app::run(config, origin, logging));
+    // Nothing that still reads a file may hold up the end.
+    runtime.shutdown_background();
+    outcome.map(|()| Condition::Ok).map_err(|error| format!("{error:#}"))
+}
+
+#[derive(Serialize)]
+struct Removal {
+    removed: Vec<String>,
+    errors: Vec<String>,
+}
+
+pub(super) fn uninstall(args: &ConfigArgs, output: &OutputArgs) -> Result<Condition, Failed> {
+    let config = args.load()?;
+    // Held to the end, so that no agent starts meanwhile.
+    let _lock = Lock::of_pins(&config.dataplane.pin)
+        .map_err(|error| format!("uninstall is for when no agent runs: {error}"))?;
+    let (removed, errors) = Dataplane::uninstall(&config.dataplane_options());
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let condition = if errors.is_empty() { Condition::Ok } else { Condition::Failed };
+    if output.output == Format::Json {
+        print_json(&Removal { removed, errors })?;
+        return Ok(condition);
+    }
+    for line in &removed {
+        print(&format!("removed {line}\n"));
+    }
+    for line in &errors {
+        eprintln!("weir: {line}");
+    }
+    if removed.is_empty() && errors.is_empty() {
+        print(&format!("nothing to remove in {}\n", config.dataplane.pin.display()));
+    }
+    Ok(condition)
+}

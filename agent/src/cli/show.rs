@@ -1,0 +1,245 @@
+//! `weir status`, `services`, `nodes`, `state dump`, `version`: what the agent says, as tables.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use super::{
+    AgentArgs, Failed, Format, OutputArgs, client,
+    table::{Table, mark, print, print_json},
+};
+use crate::{
+    api::{
+        CountersView, Nodes, PortState, PortView, ServiceView, Services, StateDump, Status,
+        TaskView,
+    },
+    document::nearest,
+    health::Condition,
+};
+
+pub(super) fn status(agent: &AgentArgs, wait: Option<Duration>) -> Result<Condition, Failed> {
+    let deadline = wait.map(|wait| Instant::now() + wait);
+    let waiting = |at: Instant| deadline.is_some_and(|deadline| at < deadline);
+    let status: Status = loop {
+        match client::get::<Status>(agent, "/api/v1/status") {
+            Ok(status) if status.condition == Condition::Ok => break status,
+            Ok(status) if !waiting(Instant::now()) => break status,
+            Err(failed) if !waiting(Instant::now()) => return Err(failed),
+            _ => thread::sleep(Duration::from_millis(100)),
+        }
+    };
+    if agent.output.output == Format::Json {
+        print_json(&status)?;
+    } else {
+        print(&status_text(&status));
+    }
+    Ok(status.condition)
+}
+
+fn status_text(status: &Status) -> String {
+    let mut text = format!(
+        "{} ({}), weir {}, pid {}, up {}\n",
+        status.node,
+        status.address,
+        status.version,
+        status.pid,
+        uptime(status.uptime_seconds)
+    );
+    let mut table = Table::default();
+    for subsystem in &status.subsystems {
+        table.row([&mark(subsystem.condition), &subsystem.name, &subsystem.reason]);
+        if !subsystem.hint.is_empty() {
+            table.row(["", "", &format!("-> {}", subsystem.hint)]);
+        }
+    }
+    text.push_str(&table.text());
+    text
+}
+
+fn uptime(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+pub(super) fn services(
+    agent: &AgentArgs,
+    name: Option<String>,
+    stats: bool,
+) -> Result<Condition, Failed> {
+    let mut answer: Services = client::get(agent, "/api/v1/services")?;
+    if let Some(name) = name {
+        let names: Vec<_> = answer.services.iter().map(|one| one.name.clone()).collect();
+        answer.services.retain(|service| service.name.as_str() == name);
+        if answer.services.is_empty() {
+            let near = nearest(&name, names.iter().map(|name| name.as_str()));
+            let hint = near.map_or_else(
+                || "weir services lists them all".to_owned(),
+                |near| format!("did you mean \"{near}\"?"),
+            );
+            return Err(format!("no service \"{name}\"; {hint}"));
+        }
+    }
+    if agent.output.output == Format::Json {
+        print_json(&answer)?;
+    } else {
+        print(&services_text(&answer, stats));
+    }
+    Ok(Condition::Ok)
+}
+
+fn services_text(answer: &Services, stats: bool) -> String {
+    if answer.generation.is_none() {
+        return "there is no snapshot yet; weir status says why\n".to_owned();
+    }
+    let mut table = Table::default();
+    if stats {
+        table.row([
+            "Prot Published",
+            "Service",
+            "Conns",
+            "InPkts",
+            "OutPkts",
+            "InBytes",
+            "OutBytes",
+        ]);
+        table.row(["  -> Address:Port", "Task", "", "", "", "", ""]);
+    } else {
+        table.row(["Prot Published", "Service", "Balance", "Target", "", "State"]);
+        table.row(["  -> Address:Port", "Task", "Node", "Weight", "Active", "State"]);
+    }
+    for service in &answer.services {
+        for port in &service.ports {
+            port_rows(&mut table, service, port, stats);
+        }
+    }
+    table.text()
+}
+
+fn port_rows(table: &mut Table, service: &ServiceView, port: &PortView, stats: bool) {
+    let frontend = format!("{} *:{}", port.protocol.to_string().to_uppercase(), port.published);
+    if stats {
+        counter_row(table, &frontend, service.name.as_str(), &port.counters);
+    } else {
+        let (balance, target) = (short_balance(service), port.target.to_string());
+        let state = port_state(port);
+        table.row([&frontend, service.name.as_str(), balance, &target, "", &state]);
+    }
+    for task in &service.tasks {
+        let address = format!("  -> {}", sockets(task, port));
+        if stats {
+            counter_row(table, &address, task.name.as_str(), &task.counters);
+        } else {
+            let (weight, active) = (task.weight.to_string(), task.active.to_string());
+            let cells = [
+                &address,
+                task.name.as_str(),
+                task.node.as_str(),
+                &weight,
+                &active,
+                &task_state(task),
+            ];
+            table.row(cells);
+        }
+    }
+}
+
+fn counter_row(table: &mut Table, first: &str, second: &str, counters: &CountersView) {
+    let CountersView { connections, rx_packets, rx_bytes, tx_packets, tx_bytes } = *counters;
+    let counts = [connections, rx_packets, tx_packets, rx_bytes, tx_bytes].map(|n| n.to_string());
+    let [connections, rx_packets, tx_packets, rx_bytes, tx_bytes] = &counts;
+    table.row([first, second, connections, rx_packets, tx_packets, rx_bytes, tx_bytes]);
+}
+
+fn short_balance(service: &ServiceView) -> &'static str {
+    match service.balance {
+        weir_mesh::Balance::RoundRobin => "rr",
+        weir_mesh::Balance::Random => "random",
+        weir_mesh::Balance::Maglev => "maglev",
+    }
+}
+
+fn port_state(port: &PortView) -> String {
+    let mode = match port.mode {
+        weir_mesh::PublishMode::Ingress => "",
+        weir_mesh::PublishMode::Host => ", host mode",
+    };
+    let state = match (port.state, &port.holder) {
+        (PortState::Served, _) => "served".to_owned(),
+        (PortState::Withheld, Some(holder)) => format!("withheld: {holder}"),
+        (PortState::Withheld, None) => "withheld".to_owned(),
+        (PortState::Elsewhere, _) => "not on this node".to_owned(),
+        (PortState::Pending, _) => "not served yet".to_owned(),
+    };
+    state + mode
+}
+
+/// What the kernel does with the task, and what was asked for if that is something else.
+fn task_state(task: &TaskView) -> String {
+    let wanted = task.state.as_str();
+    let via = match task.via.as_deref() {
+        Some("unreachable") => ", unreachable",
+        _ => "",
+    };
+    match task.kernel.as_str() {
+        kernel if kernel == wanted => format!("{wanted}{via}"),
+        "gone" | "absent" if wanted == "down" => wanted.to_owned(),
+        kernel => format!("{wanted} (kernel: {kernel}{via})"),
+    }
+}
+
+fn sockets(task: &TaskView, port: &PortView) -> String {
+    let port = port.target.get();
+    let socket = |address| std::net::SocketAddr::new(address, port).to_string();
+    task.addresses.iter().copied().map(socket).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn nodes(agent: &AgentArgs) -> Result<Condition, Failed> {
+    let answer: Nodes = client::get(agent, "/api/v1/nodes")?;
+    if agent.output.output == Format::Json {
+        print_json(&answer)?;
+        return Ok(Condition::Ok);
+    }
+    let mut table = Table::default();
+    table.row(["Node", "Address", "Tasks", ""]);
+    for node in &answer.nodes {
+        let (address, tasks) = (node.address.to_string(), node.tasks.to_string());
+        let here = if node.here { "this node" } else { "" };
+        table.row([node.name.as_str(), &address, &tasks, here]);
+    }
+    print(&table.text());
+    Ok(Condition::Ok)
+}
+
+pub(super) fn dump(agent: &AgentArgs) -> Result<Condition, Failed> {
+    let answer: StateDump = client::get(agent, "/api/v1/state")?;
+    if agent.output.output == Format::Json {
+        print_json(&answer)?;
+    } else {
+        print(&answer.dump);
+    }
+    Ok(Condition::Ok)
+}
+
+#[derive(Serialize)]
+struct Version {
+    version: &'static str,
+    kernel_object: &'static str,
+}
+
+pub(super) fn version(output: &OutputArgs) -> Result<Condition, Failed> {
+    let version =
+        Version { version: env!("CARGO_PKG_VERSION"), kernel_object: weir_loader::object_digest() };
+    if output.output == Format::Json {
+        print_json(&version)?;
+    } else {
+        print(&format!("weir {}, kernel object {}\n", version.version, version.kernel_object));
+    }
+    Ok(Condition::Ok)
+}

@@ -1,0 +1,82 @@
+//! Columns that line up, and colours where a terminal shows them.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+use super::Failed;
+use crate::health::Condition;
+
+/// Rows of cells; the last cell of a row may be of any length.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(super) fn row<const N: usize>(&mut self, cells: [&str; N]) {
+        self.rows.push(cells.map(str::to_owned).into());
+    }
+
+    /// The text, columns two blanks apart.
+    pub(super) fn text(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter(|row| column + 1 < row.len());
+            cells.map(|row| row[column].chars().count()).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                line.push_str(&format!("{cell:width$}  "));
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Prints, without a complaint when the reader has gone (`weir services | head`).
+pub(super) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failed> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| error.to_string())?;
+    print(&text);
+    print("\n");
+    Ok(())
+}
+
+/// A tick, an exclamation mark or a cross.
+pub(super) fn mark(condition: Condition) -> String {
+    let (mark, colour) = match condition {
+        Condition::Ok => ("✓", 32),
+        Condition::Degraded => ("!", 33),
+        Condition::Failed => ("✗", 31),
+    };
+    if std::io::stdout().is_terminal() {
+        format!("\x1b[{colour}m{mark}\x1b[0m")
+    } else {
+        mark.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Table;
+
+    #[test]
+    fn columns_line_up_and_nothing_trails() {
+        let mut table = Table::default();
+        table.row(["a", "long cell", "x"]);
+        table.row(["bbb", "c", ""]);
+        table.row(["one cell that may be as long as it likes"]);
+        let text = "a    long cell  x\nbbb  c\none cell that may be as long as it likes\n";
+        assert_eq!(table.text(), text);
+    }
+}

@@ -1,0 +1,173 @@
+//! Every key of `weir.toml`. Each is also a flag (`node.name`: `--node-name`) and an environment
+//! variable (`WEIR_NODE_NAME`); a flag wins over a variable, a variable over the file.
+
+use std::collections::BTreeMap;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
+use toml::{
+    Spanned,
+    de::{DeArray, DeValue},
+};
+
+use crate::document::Place;
+
+/// How the text of a flag or variable is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// As it is.
+    Text,
+    /// A whole number.
+    Number,
+    /// Separated by commas.
+    List,
+}
+
+/// A key of `weir.toml`.
+#[derive(Debug)]
+pub struct Key {
+    /// Section and name, with a dot between (`node.name`).
+    pub path: &'static str,
+    /// How a flag's text is understood.
+    pub kind: Kind,
+    /// What it does, for `--help`.
+    pub help: &'static str,
+}
+
+const fn key(path: &'static str, kind: Kind, help: &'static str) -> Key {
+    Key { path, kind, help }
+}
+
+/// All keys, by section.
+pub const KEYS: &[Key] = &[
+    key("node.name", Kind::Text, "Name of this node in the mesh [default: the host name]"),
+    key("node.address", Kind::Text, "Underlay address [default: source of the default route]"),
+    key("node.addresses", Kind::List, "All addresses at which published ports answer"),
+    key("node.uplinks", Kind::List, "Interfaces on which clients arrive [default: the address's]"),
+    key("dataplane.mode", Kind::Text, "auto, ebpf or proxy [default: auto]"),
+    key("dataplane.cgroup", Kind::Text, "cgroup2 directory for connect-time balancing"),
+    key("dataplane.pin", Kind::Text, "Directory for pinned maps [default: /sys/fs/bpf/weir]"),
+    key("dataplane.attach", Kind::Text, "auto, tcx or clsact [default: auto]"),
+    key("dataplane.flow_capacity", Kind::Number, "Room in each flow table [default: by memory]"),
+    key(
+        "dataplane.on_port_conflict",
+        Kind::Text,
+        "listener-wins: a process that already listens keeps its port; mesh-wins: it does not",
+    ),
+    key("tunnel.port", Kind::Number, "UDP port of the tunnel [default: 7950]"),
+    key("tunnel.device", Kind::Text, "Name of the tunnel device [default: weir0]"),
+    key("http.listen", Kind::Text, "Where metrics and health are served [default: 0.0.0.0:9950]"),
+    key("socket.path", Kind::Text, "The admin socket [default: /run/weir/weir.sock]"),
+    key("source.file.path", Kind::Text, "The desired state [default: /etc/weir/mesh.toml]"),
+    key("source.file.poll", Kind::Text, "Look at the file this often besides watching it"),
+    key("state.path", Kind::Text, "Where the last good snapshot is kept"),
+    key("reconcile.host_interval", Kind::Text, "Look at interfaces and listeners [default: 2s]"),
+    key("reconcile.audit_interval", Kind::Text, "Compare the kernel's maps [default: 10s]"),
+    key("reconcile.flow_interval", Kind::Text, "Collect flows that timed out [default: 10s]"),
+    key("reconcile.start_wait", Kind::Text, "Wait for the first source at start [default: 30s]"),
+    key("metrics.backend_limit", Kind::Number, "Most tasks with metrics of their own"),
+    key("timeouts.tcp_syn", Kind::Text, "Default flow timeout [default: 20s]"),
+    key("timeouts.tcp_established", Kind::Text, "Default flow timeout [default: 8000s]"),
+    key("timeouts.tcp_fin", Kind::Text, "Default flow timeout [default: 30s]"),
+    key("timeouts.tcp_reset", Kind::Text, "Default flow timeout [default: 10s]"),
+    key("timeouts.udp_one_way", Kind::Text, "Default flow timeout [default: 60s]"),
+    key("timeouts.udp_both_ways", Kind::Text, "Default flow timeout [default: 180s]"),
+    key("timeouts.drain", Kind::Text, "How long a task that left keeps its flows [default: 30s]"),
+    key("log.format", Kind::Text, "text or json [default: text]"),
+    key("log.level", Kind::Text, "error, warn, info, debug, trace or a filter [default: info]"),
+];
+
+// === impl Key ===
+
+impl Key {
+    /// The flag, without dashes in front.
+    pub fn flag(&self) -> String {
+        self.path.replace(['.', '_'], "-")
+    }
+
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        format!("WEIR_{}", self.path.replace('.', "_").to_uppercase())
+    }
+
+    fn value(&self, text: &str) -> Spanned<DeValue<'static>> {
+        let string = |text: &str| Spanned::new(0..0, DeValue::String(text.to_owned().into()));
+        match self.kind {
+            Kind::Text | Kind::Number => string(text),
+            Kind::List => {
+                let mut entries = DeArray::new();
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                parts.for_each(|part| entries.push(string(part)));
+                Spanned::new(0..0, DeValue::Array(entries))
+            }
+        }
+    }
+}
+
+/// What flags and variables set, by key.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    values: BTreeMap<&'static str, (Place, Spanned<DeValue<'static>>)>,
+}
+
+// === impl Overrides ===
+
+impl Overrides {
+    /// The value that replaces the file's.
+    pub fn get(&self, path: &str) -> Option<&(Place, Spanned<DeValue<'static>>)> {
+        self.values.get(path)
+    }
+
+    /// As if `--flag value` had been given.
+    pub fn with_flag(mut self, path: &str, text: &str) -> Self {
+        if let Some(key) = KEYS.iter().find(|key| key.path == path) {
+            let value = key.value(text);
+            self.values.insert(key.path, (Place::Flag(key.flag()), value));
+        }
+        self
+    }
+}
+
+impl clap::FromArgMatches for Overrides {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut overrides = Self::default();
+        for key in KEYS {
+            let Some(text) = matches.get_one::<String>(&key.flag()) else { continue };
+            let place = match matches.value_source(&key.flag()) {
+                Some(ValueSource::EnvVariable) => Place::Variable(key.variable()),
+                _ => Place::Flag(key.flag()),
+            };
+            overrides.values.insert(key.path, (place, key.value(text)));
+        }
+        Ok(overrides)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Overrides {
+    fn augment_args(command: Command) -> Command {
+        KEYS.iter().fold(command, |command, key| {
+            command.arg(
+                Arg::new(key.flag())
+                    .long(key.flag())
+                    .env(key.variable())
+                    .hide_env_values(true)
+                    .action(ArgAction::Set)
+                    .value_name(match key.kind {
+                        Kind::Text => "VALUE",
+                        Kind::Number => "NUMBER",
+                        Kind::List => "A,B,...",
+                    })
+                    .help(key.help)
+                    .help_heading("Configuration keys"),
+            )
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}

@@ -1,0 +1,98 @@
+//! One line that says what changed between two snapshots, for the log.
+
+use std::{collections::BTreeMap, fmt::Display};
+
+use weir_mesh::{MeshSnapshot, Service};
+
+/// What changed, most important first, at most a few names of each kind; empty if nothing did.
+pub fn summary(old: &MeshSnapshot, new: &MeshSnapshot) -> String {
+    let mut parts = Vec::new();
+    push(&mut parts, "nodes", &changes(&old.nodes, &new.nodes, |_, _| String::new()));
+    push(&mut parts, "services", &changes(&old.services, &new.services, service_change));
+    parts.join("; ")
+}
+
+const MOST_NAMES: usize = 5;
+
+fn push(parts: &mut Vec<String>, what: &str, changes: &[String]) {
+    if changes.is_empty() {
+        return;
+    }
+    let shown = changes.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = changes.len().saturating_sub(MOST_NAMES);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    parts.push(format!("{what}: {shown}{rest}"));
+}
+
+fn changes<K: Ord + Display, V: PartialEq>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    describe: impl Fn(&V, &V) -> String,
+) -> Vec<String> {
+    let added = new.keys().filter(|name| !old.contains_key(name)).map(|name| format!("+{name}"));
+    let removed = old.keys().filter(|name| !new.contains_key(name)).map(|name| format!("-{name}"));
+    let changed = new.iter().filter_map(|(name, value)| {
+        let before = old.get(name).filter(|before| *before != value)?;
+        Some(format!("~{name}{}", describe(before, value)))
+    });
+    added.chain(removed).chain(changed).collect()
+}
+
+fn service_change(old: &Service, new: &Service) -> String {
+    let mut parts = Vec::new();
+    if old.tasks.len() != new.tasks.len() {
+        parts.push(format!("{} -> {} tasks", old.tasks.len(), new.tasks.len()));
+    } else if old.tasks != new.tasks {
+        parts.push("tasks".to_owned());
+    }
+    if old.ports != new.ports {
+        parts.push("ports".to_owned());
+    }
+    if old.balance != new.balance {
+        parts.push(format!("{} -> {}", old.balance.as_str(), new.balance.as_str()));
+    }
+    if old.timeouts != new.timeouts {
+        parts.push("timeouts".to_owned());
+    }
+    format!(" ({})", parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_mesh::{Balance, ServiceName, Timeouts};
+
+    use super::*;
+
+    fn mesh(services: &[(&str, Balance)]) -> MeshSnapshot {
+        let service = |&(name, balance): &(&str, Balance)| {
+            let name = ServiceName::new(name);
+            let service = Service {
+                name: name.clone(),
+                balance,
+                ports: Vec::new(),
+                tasks: Vec::new(),
+                timeouts: Timeouts::default(),
+            };
+            (name, service)
+        };
+        let services = services.iter().map(service).collect();
+        MeshSnapshot { services, ..MeshSnapshot::default() }
+    }
+
+    #[test]
+    fn a_change_is_one_line() {
+        let old = mesh(&[("api", Balance::RoundRobin), ("web", Balance::RoundRobin)]);
+        let new = mesh(&[("dns", Balance::Random), ("web", Balance::Maglev)]);
+        let line = "services: +dns, -api, ~web (round-robin -> maglev)";
+        assert_eq!(summary(&old, &new), line);
+        assert_eq!(summary(&new, &new), "");
+    }
+
+    #[test]
+    fn a_change_of_very_much_stays_one_line() {
+        let names: Vec<String> = (0..100).map(|i| format!("s{i:02}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (name.as_str(), Balance::Random)).collect();
+        let line = summary(&mesh(&[]), &mesh(&many));
+        assert_eq!(line, "services: +s00, +s01, +s02, +s03, +s04 and 95 more");
+    }
+}

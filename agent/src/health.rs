@@ -1,0 +1,156 @@
+//! Whether the agent does its job, subsystem by subsystem: readiness, `weir status` and its exit
+//! code.
+
+use serde::{Deserialize, Serialize};
+
+use crate::observe::Observation;
+
+/// How a subsystem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// As it should be.
+    Ok,
+    /// It works, with something to look at.
+    Degraded,
+    /// It does not work.
+    Failed,
+}
+
+/// One subsystem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subsystem {
+    /// Which.
+    pub name: String,
+    /// How it is.
+    pub condition: Condition,
+    /// Whether clients may be sent to this node as far as this is concerned.
+    pub ready: bool,
+    /// Why it is so.
+    pub reason: String,
+    /// What to do about it; may be empty.
+    pub hint: String,
+}
+
+/// All subsystems, in the order in which a change passes them.
+pub fn subsystems(now: &Observation) -> Vec<Subsystem> {
+    vec![source(now), dataplane(now), hooks(now), reconciler(now), mesh(now)]
+}
+
+/// The worst of them.
+pub fn worst(subsystems: &[Subsystem]) -> Condition {
+    subsystems.iter().map(|subsystem| subsystem.condition).max().unwrap_or(Condition::Ok)
+}
+
+impl Subsystem {
+    fn new(name: &str, condition: Condition, reason: impl Into<String>) -> Self {
+        let ready = condition != Condition::Failed;
+        let (name, reason, hint) = (name.to_owned(), reason.into(), String::new());
+        Self { name, condition, ready, reason, hint }
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: hint.into(), ..self }
+    }
+
+    fn ready(self, ready: bool) -> Self {
+        Self { ready, ..self }
+    }
+}
+
+/// A source in trouble does no harm while there is a last good state.
+fn source(now: &Observation) -> Subsystem {
+    let name = "source file";
+    let path = now.config.source.path.display();
+    match (&now.source.trouble, &now.view.snapshot) {
+        (Some(trouble), None) => Subsystem::new(name, Condition::Failed, trouble.summary())
+            .hint("nothing is published by this agent until it has read a good file"),
+        (Some(trouble), Some(snapshot)) => {
+            let kept = if now.view.stale { "the state on disk" } else { "the last good state" };
+            let hint = format!("{kept} (generation {}) stays in place", snapshot.generation);
+            Subsystem::new(name, Condition::Degraded, trouble.summary()).hint(hint)
+        }
+        (None, None) => Subsystem::new(name, Condition::Failed, format!("{path} is not read yet")),
+        (None, Some(snapshot)) => {
+            let counted = format!(
+                "{path}: {} services, {} nodes (generation {})",
+                snapshot.services.len(),
+                snapshot.nodes.len(),
+                snapshot.generation
+            );
+            Subsystem::new(name, Condition::Ok, counted)
+        }
+    }
+}
+
+fn dataplane(now: &Observation) -> Subsystem {
+    let name = "data plane";
+    if now.opened {
+        let pin = now.config.dataplane.pin.display();
+        Subsystem::new(name, Condition::Ok, format!("ebpf, pinned in {pin}"))
+    } else {
+        Subsystem::new(name, Condition::Failed, "the kernel programs are being loaded")
+    }
+}
+
+fn hooks(now: &Observation) -> Subsystem {
+    let name = "interfaces";
+    let attachments = &now.report.attachments;
+    if let Some(failure) = &now.report.host_failed {
+        return Subsystem::new(name, Condition::Failed, failure.clone());
+    }
+    if let Some((hook, failure)) = attachments.failed.first_key_value() {
+        let reason = format!("{hook} is not attached: {failure}");
+        return Subsystem::new(name, Condition::Failed, reason).hint("run weir check");
+    }
+    if !attachments.missing.is_empty() {
+        let missing: Vec<&str> = attachments.missing.iter().map(String::as_str).collect();
+        let all = now.config.node.uplinks.iter().all(|up| attachments.missing.contains(up));
+        let condition = if all { Condition::Failed } else { Condition::Degraded };
+        let reason = format!("no such interface: {}", missing.join(", "));
+        let hint = "clients are served there as soon as it appears; if the name is wrong, correct \
+                    node.uplinks";
+        return Subsystem::new(name, condition, reason).hint(hint);
+    }
+    let hooks: Vec<String> =
+        attachments.hooks.iter().map(|(hook, how)| format!("{hook} ({how})")).collect();
+    Subsystem::new(name, Condition::Ok, hooks.join(", "))
+}
+
+/// The kernel lagging behind for a moment is no reason to send clients elsewhere.
+fn reconciler(now: &Observation) -> Subsystem {
+    let name = "reconciler";
+    let report = &now.report;
+    if let Some(failure) = &report.failed {
+        let condition = Condition::Failed;
+        return Subsystem::new(name, condition, failure.clone())
+            .hint("it is tried again; what was in the kernel before goes on serving")
+            .ready(report.generation.is_some());
+    }
+    match (report.generation, report.wanted) {
+        (Some(held), wanted) if wanted.is_none_or(|wanted| wanted == held) => {
+            let ports = report.ports.len();
+            let reason = format!("generation {held} is in the kernel, {ports} ports");
+            Subsystem::new(name, Condition::Ok, reason)
+        }
+        (None, None) => Subsystem::new(name, Condition::Failed, "there is no snapshot yet")
+            .hint("what an earlier agent left in the kernel goes on serving"),
+        (held, Some(wanted)) => {
+            let reason = format!("generation {wanted} is on its way into the kernel");
+            Subsystem::new(name, Condition::Degraded, reason).ready(held.is_some())
+        }
+        (Some(_), None) => Subsystem::new(name, Condition::Degraded, "there is no snapshot"),
+    }
+}
+
+fn mesh(now: &Observation) -> Subsystem {
+    match now.report.problems.as_slice() {
+        [] => Subsystem::new("mesh", Condition::Ok, "no problems"),
+        [only] => Subsystem::new("mesh", Condition::Degraded, only.clone()),
+        [first, more @ ..] => {
+            let reason = format!("{first} (and {} more)", more.len());
+            Subsystem::new("mesh", Condition::Degraded, reason)
+                .hint("weir status -o json lists all")
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The per-node agent of weir: sources, the snapshot writer, the reconciler, health, metrics, the
+//! admin API and the command line.
+//!
+//! Read [`app`] first: it wires everything and reads from top to bottom.
+
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod diff;
+pub mod document;
+pub mod health;
+pub mod host;
+pub mod http;
+pub mod listeners;
+pub mod lock;
+pub mod logging;
+pub mod metrics;
+pub mod observe;
+pub mod reconciler;
+pub mod snapshots;
+pub mod source;
+pub mod state;

@@ -1,0 +1,250 @@
+//! One moment, told as metrics.
+
+use std::fmt;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, NoLabelSet},
+    metrics::MetricType,
+};
+use weir_loader::Counters;
+use weir_mesh::{
+    Ident, Service,
+    install::{BackendState, Frontend},
+};
+
+use crate::{observe::Observation, reconciler::BackendStats};
+
+/// One moment.
+pub(super) struct Scrape {
+    now: Observation,
+    agent: Vec<(&'static str, String)>,
+}
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// One of the counters that services and backends share.
+type CounterOf = (&'static str, &'static str, fn(&Counters) -> u64);
+
+const COUNTERS: [CounterOf; 5] = [
+    ("connections", "New flows", |counters| counters.connections),
+    ("rx_packets", "Packets from clients", |counters| counters.rx_packets),
+    ("rx_bytes", "Bytes from clients", |counters| counters.rx_bytes),
+    ("tx_packets", "Packets to clients", |counters| counters.tx_packets),
+    ("tx_bytes", "Bytes to clients", |counters| counters.tx_bytes),
+];
+
+/// A published port with its labels' texts.
+struct PortRow<'a> {
+    service: &'a str,
+    protocol: String,
+    port: String,
+    counters: Counters,
+}
+
+/// A task with its labels' texts.
+struct TaskRow<'a> {
+    service: &'a str,
+    task: &'a str,
+    node: &'a str,
+    weight: u16,
+    stats: Option<BackendStats>,
+}
+
+/// Writes families.
+struct Out<'a, 'e>(&'a mut DescriptorEncoder<'e>);
+
+impl Scrape {
+    pub(super) fn new(now: Observation) -> Self {
+        let agent = vec![
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            (
+                "object",
+                if now.opened { weir_loader::object_digest().to_owned() } else { String::new() },
+            ),
+        ];
+        Self { now, agent }
+    }
+
+    fn agent(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let Self { now, agent } = self;
+        let build = agent.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        out.gauge("build_info", "What this agent is", [(build, 1)])?;
+        let generation = now.report.generation.map_or(0, |generation| generation.0);
+        let help = "The newest snapshot that is whole in the data plane";
+        out.gauge("snapshot_generation", help, [(vec![], signed(generation))])?;
+        let confirmed = now.source.confirmed.unwrap_or(now.started).elapsed().as_secs();
+        let help = "Since the source last confirmed the desired state";
+        out.gauge("source_age_seconds", help, [(vec![("source", "file")], signed(confirmed))])?;
+        let errors = now
+            .source
+            .errors
+            .iter()
+            .map(|(reason, count)| (vec![("source", "file"), ("reason", *reason)], *count));
+        out.counter("source_errors", "Readings of the source that were not taken", errors)?;
+        let mode = vec![("mode", "ebpf"), ("reason", "the kernel has what it takes")];
+        let help = "Which data plane is at work";
+        out.gauge("dataplane_info", help, [(mode, i64::from(now.opened))])?;
+        let help = "Times that the kernel's maps were not what had been written";
+        out.counter("reconcile_drift", help, [(vec![], now.report.drift)])?;
+        let help = "Changes that the kernel refused";
+        out.counter("reconcile_failures", help, [(vec![], now.report.failures)])?;
+        let help = "What keeps the mesh from being served as it should be";
+        out.gauge("problems", help, [(vec![], now.report.problems.len() as i64)])
+    }
+
+    fn kernel(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let stats = &self.now.stats;
+        let drops = stats.drops.iter().map(|(reason, count)| (vec![("reason", *reason)], *count));
+        out.counter("drops", "Packets dropped, by reason", drops)?;
+        let of_map = |map: &&'static str| vec![("map", *map)];
+        let entries = stats.maps.iter().map(|(map, (entries, _))| (of_map(map), signed(*entries)));
+        out.gauge("map_entries", "Entries of a kernel map", entries)?;
+        let room = stats.maps.iter().map(|(map, (_, room))| (of_map(map), signed(*room)));
+        out.gauge("map_capacity", "Room in a kernel map", room)?;
+        let flows = [("forward", stats.forward_flows), ("reverse", stats.reverse_flows)]
+            .map(|(direction, flows)| (vec![("direction", direction)], signed(flows)));
+        out.gauge("flows", "Live entries of the flow tables", flows)?;
+        let help = "Flow entries deleted because they had timed out";
+        out.counter("flows_expired", help, [(vec![], stats.expired_flows)])
+    }
+
+    fn services(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let rows: Vec<_> = self.all_services().flat_map(|service| self.ports(service)).collect();
+        for (name, help, value) in COUNTERS {
+            let series = rows.iter().map(|row| (row.labels(), value(&row.counters)));
+            out.counter(&format!("service_{name}"), help, series)?;
+        }
+        let active = self.all_services().map(|service| {
+            let active: u64 = self.tasks(service).map(|row| row.active()).sum();
+            (vec![("service", service.name.as_str())], signed(active))
+        });
+        out.gauge("service_connections_active", "Live flows that entered here", active)
+    }
+
+    fn backends(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let limit = self.now.config.backend_limit;
+        let rows: Vec<_> = self.all_services().flat_map(|service| self.tasks(service)).collect();
+        let (rows, omitted) = if rows.len() > limit { (vec![], rows.len()) } else { (rows, 0) };
+        let help = "Tasks without metrics of their own: more than metrics.backend_limit";
+        out.gauge("backends_omitted", help, [(vec![], omitted as i64)])?;
+        let up = |row: &TaskRow<'_>| row.is(BackendState::Active);
+        let up = rows.iter().map(|row| (row.labels(), up(row)));
+        out.gauge("backend_up", "Whether the task takes new flows here", up)?;
+        let draining = rows.iter().map(|row| (row.labels(), row.is(BackendState::Draining)));
+        out.gauge("backend_draining", "Whether the task keeps old flows only", draining)?;
+        let weight = rows.iter().map(|row| (row.labels(), i64::from(row.weight)));
+        out.gauge("backend_weight", "The task's share of new flows", weight)?;
+        let active = rows.iter().map(|row| (row.labels(), signed(row.active())));
+        out.gauge("backend_connections_active", "Live flows that entered here", active)?;
+        for (name, help, value) in COUNTERS {
+            let count = |row: &TaskRow<'_>| row.stats.map_or(0, |stats| value(&stats.counters));
+            let series = rows.iter().map(|row| (row.labels(), count(row)));
+            out.counter(&format!("backend_{name}"), help, series)?;
+        }
+        Ok(())
+    }
+
+    fn all_services(&self) -> impl Iterator<Item = &Service> {
+        self.now.view.snapshot.iter().flat_map(|snapshot| snapshot.services.values())
+    }
+
+    fn ports<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = PortRow<'a>> {
+        service.ports.iter().map(|port| {
+            let frontend = Frontend { protocol: port.protocol, port: port.published };
+            PortRow {
+                service: service.name.as_str(),
+                protocol: port.protocol.to_string(),
+                port: port.published.to_string(),
+                counters: self.now.stats.frontends.get(&frontend).copied().unwrap_or_default(),
+            }
+        })
+    }
+
+    fn tasks<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = TaskRow<'a>> {
+        service.tasks.iter().map(|task| {
+            let ident = Ident::of_task(&service.name, &task.name, &task.node);
+            TaskRow {
+                service: service.name.as_str(),
+                task: task.name.as_str(),
+                node: task.node.as_str(),
+                weight: task.weight,
+                stats: self.now.stats.backends.get(&ident).copied(),
+            }
+        })
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Out(&mut encoder);
+        self.agent(&mut out)?;
+        self.kernel(&mut out)?;
+        self.services(&mut out)?;
+        self.backends(&mut out)
+    }
+}
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+impl PortRow<'_> {
+    fn labels(&self) -> Labels<'_> {
+        vec![("service", self.service), ("protocol", &self.protocol), ("port", &self.port)]
+    }
+}
+
+impl<'a> TaskRow<'a> {
+    fn labels(&self) -> Labels<'a> {
+        vec![("service", self.service), ("task", self.task), ("node", self.node)]
+    }
+
+    fn active(&self) -> u64 {
+        self.stats.map_or(0, |stats| stats.active)
+    }
+
+    fn is(&self, state: BackendState) -> i64 {
+        i64::from(self.stats.is_some_and(|stats| stats.state == state))
+    }
+}
+
+impl Out<'_, '_> {
+    fn counter<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (Labels<'l>, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, count) in series {
+            if labels.is_empty() {
+                return family.encode_counter::<NoLabelSet, _, u64>(&count, None);
+            }
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (Labels<'l>, i64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            if labels.is_empty() {
+                return family.encode_gauge(&value);
+            }
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

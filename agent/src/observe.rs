@@ -1,0 +1,113 @@
+//! All that the agent can say of itself at one moment: what status, metrics and readiness are made
+//! of.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
+
+use crate::{
+    config::Config,
+    reconciler::{ReconcileReport, StatsReport, thread::Handle},
+    snapshots::View,
+    source::SourceState,
+};
+
+/// Where observations are made.
+pub struct Observer {
+    config: Arc<Config>,
+    source: watch::Receiver<SourceState>,
+    view: watch::Receiver<View>,
+    reconciler: Handle,
+    stats: Mutex<Arc<StatsReport>>,
+    started: Instant,
+    opened: watch::Receiver<bool>,
+}
+
+/// One moment.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// How the agent is configured.
+    pub config: Arc<Config>,
+    /// What the source last said.
+    pub source: SourceState,
+    /// The mesh as it should be.
+    pub view: View,
+    /// How the kernel stands to it.
+    pub report: ReconcileReport,
+    /// What the kernel counted.
+    pub stats: Arc<StatsReport>,
+    /// Since when the agent runs.
+    pub started: Instant,
+    /// Whether the data plane is loaded and attached.
+    pub opened: bool,
+}
+
+/// Counters are read from the kernel at most this often, however many ask.
+const FRESH: Duration = Duration::from_secs(1);
+/// Who asks gets older counters rather than wait longer for a busy reconciler.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Observer {
+    /// Observes these.
+    pub fn new(
+        config: Arc<Config>,
+        source: watch::Receiver<SourceState>,
+        view: watch::Receiver<View>,
+        reconciler: Handle,
+        opened: watch::Receiver<bool>,
+    ) -> Self {
+        let mut long_ago = StatsReport::empty();
+        long_ago.read = long_ago.read.checked_sub(FRESH).unwrap_or(long_ago.read);
+        let stats = Mutex::new(Arc::new(long_ago));
+        Self { config, source, view, reconciler, stats, started: Instant::now(), opened }
+    }
+
+    /// This moment, with counters as they were last read.
+    pub async fn now(&self) -> Observation {
+        let stats = self.stats.lock().await.clone();
+        self.with(stats)
+    }
+
+    /// This moment, with counters no older than a second, unless the reconciler is busy.
+    pub async fn now_with_counters(&self) -> Observation {
+        let stats = self.fresh_stats().await;
+        self.with(stats)
+    }
+
+    /// The text form of the kernel's maps.
+    pub async fn dump(&self) -> Result<String, String> {
+        self.reconciler.dump().await.map_err(|error| error.to_string())
+    }
+
+    async fn fresh_stats(&self) -> Arc<StatsReport> {
+        // Held while asking: of many that ask at once, one asks the kernel.
+        let mut stats = self.stats.lock().await;
+        let opened = *self.opened.borrow();
+        if opened && stats.read.elapsed() >= FRESH {
+            match timeout(PATIENCE, self.reconciler.stats()).await {
+                Ok(Ok(fresh)) => *stats = Arc::new(fresh),
+                Ok(Err(error)) => tracing::warn!(%error, "cannot read the kernel's counters"),
+                Err(_) => tracing::debug!("the reconciler is busy, counters are old"),
+            }
+        }
+        stats.clone()
+    }
+
+    fn with(&self, stats: Arc<StatsReport>) -> Observation {
+        Observation {
+            config: self.config.clone(),
+            source: self.source.borrow().clone(),
+            view: self.view.borrow().clone(),
+            report: self.reconciler.report().borrow().clone(),
+            stats,
+            started: self.started,
+            opened: *self.opened.borrow(),
+        }
+    }
+}

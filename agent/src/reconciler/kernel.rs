@@ -1,0 +1,55 @@
+//! What the reconciler needs of a data plane.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use weir_loader::{Attachments, Dataplane, Error, FlowCensus, Stats};
+use weir_mesh::{Installed, MapOp, install::Via};
+
+/// A data plane that a [`super::Reconciler`] can drive: the kernel's, or one in memory in tests.
+pub trait Kernel {
+    /// What the maps hold now.
+    fn installed(&self) -> Result<Installed, Error>;
+    /// Applies one operation; an error leaves the maps as they were.
+    fn apply(&mut self, op: &MapOp) -> Result<(), Error>;
+    /// Follows the host's interfaces; answers how each of `tasks` is reached.
+    fn sync_interfaces(&mut self, tasks: &BTreeSet<IpAddr>)
+    -> Result<BTreeMap<IpAddr, Via>, Error>;
+    /// What is attached where.
+    fn attachments(&self) -> Attachments;
+    /// Reads the counters.
+    fn stats(&self) -> Result<Stats, Error>;
+    /// Deletes flows that have timed out and counts the others.
+    fn collect_flows(&mut self) -> Result<FlowCensus, Error>;
+}
+
+impl Kernel for Dataplane {
+    fn installed(&self) -> Result<Installed, Error> {
+        Self::installed(self)
+    }
+
+    fn apply(&mut self, op: &MapOp) -> Result<(), Error> {
+        Self::apply(self, op)
+    }
+
+    fn sync_interfaces(
+        &mut self,
+        tasks: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Via>, Error> {
+        Self::sync_interfaces(self, tasks)
+    }
+
+    fn attachments(&self) -> Attachments {
+        Self::attachments(self)
+    }
+
+    fn stats(&self) -> Result<Stats, Error> {
+        Self::stats(self)
+    }
+
+    fn collect_flows(&mut self) -> Result<FlowCensus, Error> {
+        Self::collect_flows(self)
+    }
+}

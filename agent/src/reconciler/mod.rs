@@ -1,0 +1,380 @@
+//! The one task that changes the kernel: it makes the maps what the newest snapshot says.
+//!
+//! [`Reconciler`] does one thing at a time and knows no threads and no waiting; [`thread`] drives
+//! it. Map system calls and netlink block, so it has a thread of its own.
+//!
+//! Who keeps a published port that a process of this node listens on: whoever was there first. A
+//! port that the mesh already serves it goes on serving (the planner sees to that); a port that a
+//! process held before it was published stays with the process on this node, and the report names
+//! the process. `dataplane.on_port_conflict = "mesh-wins"` turns the second half off.
+
+mod kernel;
+mod report;
+#[cfg(test)]
+mod tests;
+pub mod thread;
+
+pub use kernel::Kernel;
+pub use report::{BackendStats, ReconcileReport, StatsReport};
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use prometheus_client::metrics::histogram::Histogram;
+use tracing::{debug, error, info, warn};
+use weir_loader::{Error, FlowCensus};
+use weir_mesh::{
+    Limits, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, PublishMode,
+    install::Frontend,
+};
+
+use crate::{
+    config::{Intervals, OnPortConflict},
+    listeners::{Holder, ListenerTable},
+    snapshots::View,
+};
+
+/// What a reconciler is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub node: NodeName,
+    /// How often it looks at what.
+    pub intervals: Intervals,
+    /// Who keeps a port that a process listens on.
+    pub on_port_conflict: OnPortConflict,
+    /// Where listeners are looked up.
+    pub listeners: ListenerTable,
+    /// Takes the time from a change being noticed to the kernel holding it, in seconds.
+    pub programming: Histogram,
+}
+
+/// Makes the kernel's maps what the newest snapshot says.
+pub struct Reconciler<K> {
+    kernel: K,
+    settings: Settings,
+    planner: Planner,
+    epoch: Instant,
+    view: Option<View>,
+    local: LocalView,
+    census: FlowCensus,
+    expired: u64,
+    due: Due,
+    backoff: Duration,
+    report: ReconcileReport,
+}
+
+/// When what is next.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    plan: Option<Instant>,
+    host: Instant,
+    audit: Instant,
+    flows: Instant,
+}
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// An audit reads every map; it may take one part in this many of the time.
+const AUDIT_SHARE: u32 = 20;
+
+impl<K: Kernel> Reconciler<K> {
+    /// Takes over what the kernel holds.
+    pub fn new(kernel: K, settings: Settings, now: Instant) -> Result<Self, Error> {
+        let planner = Planner::new(kernel.installed()?, Limits::default(), Moment::default());
+        let Settings { node, intervals, .. } = settings.clone();
+        let due = Due {
+            plan: None,
+            host: now,
+            audit: now + intervals.audit,
+            flows: now + intervals.flows,
+        };
+        let local = LocalView { node, reach: BTreeMap::new(), withheld: BTreeSet::new() };
+        let mut reconciler = Self {
+            kernel,
+            settings,
+            planner,
+            epoch: now,
+            view: None,
+            local,
+            census: FlowCensus::default(),
+            expired: 0,
+            due,
+            backoff: FIRST_BACKOFF,
+            report: ReconcileReport::default(),
+        };
+        reconciler.note_installed();
+        Ok(reconciler)
+    }
+
+    /// How things stand.
+    pub fn report(&self) -> &ReconcileReport {
+        &self.report
+    }
+
+    /// A new snapshot to make real, at once.
+    pub fn take(&mut self, view: View, now: Instant) {
+        self.report.wanted = view.snapshot.as_ref().map(|snapshot| snapshot.generation);
+        self.report.stale = view.stale;
+        self.view = Some(view);
+        self.due.host = now;
+        self.due.plan = Some(now);
+    }
+
+    /// When [`Self::work`] is next needed.
+    pub fn next_due(&self) -> Instant {
+        let Due { plan, host, audit, flows } = self.due;
+        [Some(host), Some(audit), Some(flows), plan].into_iter().flatten().min().unwrap_or(host)
+    }
+
+    /// Does all that is due.
+    pub fn work(&mut self, now: Instant) {
+        if self.due.host <= now {
+            self.look_at_host();
+            self.due.host = now + self.settings.intervals.host;
+        }
+        if self.due.audit <= now {
+            self.audit(now);
+        }
+        if self.due.plan.is_some_and(|due| due <= now) {
+            self.pass(now);
+        }
+        if self.due.flows <= now {
+            self.collect_flows();
+            self.due.flows = Instant::now().max(now) + self.settings.intervals.flows;
+        }
+    }
+
+    /// Counters by task.
+    pub fn stats(&self) -> Result<StatsReport, Error> {
+        let stats = self.kernel.stats()?;
+        Ok(StatsReport::new(stats, &self.census, self.expired, self.planner.installed()))
+    }
+
+    /// The text form of what the kernel holds.
+    pub fn dump(&self) -> Result<String, Error> {
+        Ok(self.kernel.installed()?.dump())
+    }
+
+    fn snapshot(&self) -> Option<Arc<MeshSnapshot>> {
+        self.view.as_ref()?.snapshot.clone()
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        Moment(now.saturating_duration_since(self.epoch))
+    }
+
+    /// Interfaces and listeners; what changed there changes the plan.
+    fn look_at_host(&mut self) {
+        let snapshot = self.snapshot().unwrap_or_default();
+        let before = self.local.clone();
+        match self.kernel.sync_interfaces(&local_tasks(&snapshot, &self.settings.node)) {
+            Ok(reach) => {
+                self.local.reach = reach;
+                self.report.host_failed = None;
+            }
+            Err(failure) => {
+                let text = failure.to_string();
+                if self.report.host_failed.as_ref() != Some(&text) {
+                    error!(error = text, "cannot follow the interfaces of this host");
+                }
+                self.report.host_failed = Some(text);
+            }
+        }
+        self.report.attachments = self.kernel.attachments();
+        self.report.withheld = self.holders(&snapshot);
+        self.local.withheld = self.report.withheld.keys().copied().collect();
+        if self.local != before {
+            self.due.plan = Some(Instant::now());
+            debug!("the host changed");
+        }
+    }
+
+    /// Who holds ports that this node should serve and does not serve yet.
+    fn holders(&self, snapshot: &MeshSnapshot) -> BTreeMap<Frontend, Holder> {
+        if self.settings.on_port_conflict == OnPortConflict::MeshWins {
+            return BTreeMap::new();
+        }
+        let served = &self.planner.installed().ports;
+        let mut wanted = wanted_ports(snapshot, &self.settings.node);
+        wanted.retain(|frontend| !served.contains_key(frontend));
+        if wanted.is_empty() {
+            return BTreeMap::new();
+        }
+        self.settings.listeners.holders(&wanted)
+    }
+
+    /// The kernel's maps against the mirror; a difference is repaired from what is really there.
+    fn audit(&mut self, now: Instant) {
+        let started = Instant::now();
+        match self.kernel.installed() {
+            Ok(installed) if installed == *self.planner.installed() => {}
+            Ok(installed) => {
+                self.report.drift += 1;
+                let differences = differences(&self.planner.installed().dump(), &installed.dump());
+                warn!(differences, "the kernel's maps are not what was written, repairing");
+                self.planner.resync(installed, self.moment(now));
+                self.note_installed();
+                self.due.plan = Some(now);
+            }
+            Err(failure) => self.fail(&failure),
+        }
+        let took = started.elapsed();
+        self.due.audit = now + took + self.settings.intervals.audit.max(took * AUDIT_SHARE);
+    }
+
+    /// Plans and applies.
+    fn pass(&mut self, now: Instant) {
+        self.due.plan = None;
+        let Some(snapshot) = self.snapshot() else { return };
+        let started = Instant::now();
+        let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
+        self.note_problems(&plan.problems, &snapshot);
+        self.due.plan = plan.wake.map(|wake| self.epoch + wake.0);
+        if let Err((op, failure)) = self.apply(&plan.ops) {
+            self.recover(&op, &failure, now);
+            return;
+        }
+        self.backoff = FIRST_BACKOFF;
+        if self.report.failed.take().is_some() {
+            info!(generation = %snapshot.generation, "the kernel takes changes again");
+        }
+        self.settle(&snapshot, plan.ops.len(), started);
+    }
+
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), (MapOp, Error)> {
+        for op in ops {
+            self.kernel.apply(op).map_err(|failure| (op.clone(), failure))?;
+            let moment = self.moment(Instant::now());
+            self.planner.applied(op, moment);
+        }
+        Ok(())
+    }
+
+    /// All of the plan is in the kernel.
+    fn settle(&mut self, snapshot: &MeshSnapshot, operations: usize, started: Instant) {
+        let news = self.report.generation != Some(snapshot.generation);
+        self.report.generation = Some(snapshot.generation);
+        if operations > 0 {
+            self.report.operations = operations;
+            self.report.duration = started.elapsed();
+            self.note_installed();
+        }
+        if !news {
+            return;
+        }
+        if let Some(View { noticed, stale: false, .. }) = self.view {
+            self.settings.programming.observe(noticed.elapsed().as_secs_f64());
+        }
+        info!(
+            generation = %snapshot.generation,
+            operations,
+            milliseconds = started.elapsed().as_millis() as u64,
+            "the kernel holds the snapshot"
+        );
+    }
+
+    /// An operation failed: whatever comes after it in the plan must not be applied, and the mirror
+    /// is no longer to be trusted.
+    fn recover(&mut self, op: &MapOp, failure: &Error, now: Instant) {
+        debug!(?op, "the operation that failed");
+        self.fail(failure);
+        match self.kernel.installed() {
+            Ok(installed) => self.planner.resync(installed, self.moment(now)),
+            Err(failure) => self.fail(&failure),
+        }
+        self.note_installed();
+        self.due.plan = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+    }
+
+    fn fail(&mut self, failure: &Error) {
+        self.report.failures += 1;
+        let text = failure.to_string();
+        if self.report.failed.as_ref() != Some(&text) {
+            error!(error = text, "the kernel refused a change, trying again");
+        }
+        self.report.failed = Some(text);
+        let retry = Instant::now() + self.backoff;
+        self.due.plan = Some(self.due.plan.map_or(retry, |due| due.min(retry)));
+    }
+
+    fn note_installed(&mut self) {
+        let ports = self.planner.installed().ports.keys().copied().collect();
+        self.report.ports = Arc::new(ports);
+    }
+
+    fn note_problems(&mut self, problems: &[Problem], snapshot: &MeshSnapshot) {
+        let mut texts: Vec<_> = problems.iter().map(|problem| self.explain(problem)).collect();
+        let node = &self.settings.node;
+        if !snapshot.nodes.is_empty() && !snapshot.nodes.contains_key(node) {
+            texts.push(format!(
+                "this node, {node}, is not in the mesh: other nodes refuse what it forwards; list \
+                 it as a node, or set node.name to the name it is listed under"
+            ));
+        }
+        for text in texts.iter().filter(|text| !self.report.problems.contains(text)) {
+            warn!(problem = text, "a new problem");
+        }
+        self.report.problems = texts;
+    }
+
+    fn explain(&self, problem: &Problem) -> String {
+        let Problem::PortTaken { service, frontend } = problem else { return problem.to_string() };
+        let holder = self.report.withheld.get(frontend);
+        let holder = holder.map_or_else(|| "a process listens there".into(), ToString::to_string);
+        format!(
+            "service {service} is not served at {frontend} on this node: {holder}; stop it, publish \
+             another port, or set dataplane.on_port_conflict = \"mesh-wins\""
+        )
+    }
+
+    fn collect_flows(&mut self) {
+        match self.kernel.collect_flows() {
+            Ok(census) => {
+                self.expired += census.expired;
+                self.census = census;
+            }
+            Err(failure) => warn!(error = %failure, "cannot go through the flow tables"),
+        }
+    }
+}
+
+/// Addresses of the tasks that this node runs.
+fn local_tasks(snapshot: &MeshSnapshot, node: &NodeName) -> BTreeSet<IpAddr> {
+    let tasks = snapshot.services.values().flat_map(|service| &service.tasks);
+    tasks.filter(|task| task.node == *node).flat_map(|task| task.addresses()).collect()
+}
+
+/// Ports that this node should serve.
+fn wanted_ports(snapshot: &MeshSnapshot, node: &NodeName) -> BTreeSet<Frontend> {
+    let mut wanted = BTreeSet::new();
+    for service in snapshot.services.values() {
+        let mut here = None;
+        for port in &service.ports {
+            let local = || service.tasks.iter().any(|task| task.node == *node);
+            if port.mode == PublishMode::Ingress || *here.get_or_insert_with(local) {
+                wanted.insert(Frontend { protocol: port.protocol, port: port.published });
+            }
+        }
+    }
+    wanted
+}
+
+/// The first lines that only one of two dumps has.
+fn differences(expected: &str, found: &str) -> String {
+    const MOST: usize = 6;
+    let (expected, found): (BTreeSet<_>, BTreeSet<_>) =
+        (expected.lines().collect(), found.lines().collect());
+    let missing = expected.difference(&found).map(|line| format!("missing: {line}"));
+    let foreign = found.difference(&expected).map(|line| format!("foreign: {line}"));
+    let all = missing.count() + foreign.count();
+    let missing = expected.difference(&found).map(|line| format!("missing: {line}"));
+    let foreign = found.difference(&expected).map(|line| format!("foreign: {line}"));
+    let shown: Vec<String> = missing.chain(foreign).take(MOST).collect();
+    format!("{} ({all} in all)", shown.join(" | "))
+}

@@ -1,0 +1,139 @@
+//! What the reconciler says of its work.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use weir_loader::{Attachments, Counters, FlowCensus, Stats};
+use weir_mesh::{
+    Generation, Ident,
+    install::{BackendState, Frontend, Installed, Via},
+};
+
+use crate::listeners::Holder;
+
+/// How things stand after a pass.
+#[derive(Clone, Debug, Default)]
+pub struct ReconcileReport {
+    /// The newest snapshot that is in the kernel, whole.
+    pub generation: Option<Generation>,
+    /// The newest snapshot that was asked for.
+    pub wanted: Option<Generation>,
+    /// Whether that snapshot is from disk.
+    pub stale: bool,
+    /// Ports that this node serves.
+    pub ports: Arc<BTreeSet<Frontend>>,
+    /// Ports that a local process keeps from this node.
+    pub withheld: BTreeMap<Frontend, Holder>,
+    /// What keeps the mesh from being served as it should be.
+    pub problems: Vec<String>,
+    /// What failed, if the last pass did.
+    pub failed: Option<String>,
+    /// Why the host's interfaces could not be followed.
+    pub host_failed: Option<String>,
+    /// How long the last pass took that changed something.
+    pub duration: Duration,
+    /// Operations of that pass.
+    pub operations: usize,
+    /// How often the kernel's maps turned out to differ from the mirror.
+    pub drift: u64,
+    /// Passes that failed since the start.
+    pub failures: u64,
+    /// Hooks.
+    pub attachments: Attachments,
+}
+
+/// Counters and gauges of one moment.
+#[derive(Clone, Debug)]
+pub struct StatsReport {
+    /// When they were read.
+    pub read: Instant,
+    /// By published port.
+    pub frontends: BTreeMap<Frontend, Counters>,
+    /// By task.
+    pub backends: BTreeMap<Ident, BackendStats>,
+    /// By drop reason.
+    pub drops: BTreeMap<&'static str, u64>,
+    /// Entries and capacity by map name.
+    pub maps: BTreeMap<&'static str, (u64, u64)>,
+    /// Entries in the forward flow tables.
+    pub forward_flows: u64,
+    /// Entries in the reverse flow tables.
+    pub reverse_flows: u64,
+    /// Flow entries deleted because they had timed out, since the start.
+    pub expired_flows: u64,
+}
+
+/// One task in the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendStats {
+    /// What flows it may have.
+    pub state: BackendState,
+    /// How it is reached.
+    pub via: Via,
+    /// What it has had.
+    pub counters: Counters,
+    /// Live flows, as entered on this node.
+    pub active: u64,
+}
+
+impl StatsReport {
+    /// Nothing counted yet.
+    pub fn empty() -> Self {
+        Self {
+            read: Instant::now(),
+            frontends: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            drops: BTreeMap::new(),
+            maps: BTreeMap::new(),
+            forward_flows: 0,
+            reverse_flows: 0,
+            expired_flows: 0,
+        }
+    }
+
+    /// Puts the kernel's counters, which know only indices, under the identities of tasks. A task
+    /// can have several indices while an earlier use of it drains.
+    pub(super) fn new(
+        stats: Stats,
+        census: &FlowCensus,
+        expired: u64,
+        installed: &Installed,
+    ) -> Self {
+        let mut backends = BTreeMap::<Ident, BackendStats>::new();
+        for (index, record) in &installed.backends {
+            let counters = stats.backends.get(index).copied().unwrap_or_default();
+            let active = census.active.get(index).copied().unwrap_or_default();
+            let fresh = BackendStats { state: record.state, via: record.via, counters, active };
+            backends.entry(record.ident).and_modify(|known| known.merge(&fresh)).or_insert(fresh);
+        }
+        Self {
+            read: Instant::now(),
+            frontends: stats.frontends,
+            backends,
+            drops: stats.drops,
+            maps: stats.maps,
+            forward_flows: census.forward,
+            reverse_flows: census.reverse,
+            expired_flows: expired,
+        }
+    }
+}
+
+impl BackendStats {
+    fn merge(&mut self, other: &Self) {
+        if other.state < self.state {
+            (self.state, self.via) = (other.state, other.via);
+        }
+        self.active += other.active;
+        self.counters = Counters {
+            connections: self.counters.connections + other.counters.connections,
+            rx_packets: self.counters.rx_packets + other.counters.rx_packets,
+            rx_bytes: self.counters.rx_bytes + other.counters.rx_bytes,
+            tx_packets: self.counters.tx_packets + other.counters.tx_packets,
+            tx_bytes: self.counters.tx_bytes + other.counters.tx_bytes,
+        };
+    }
+}

@@ -1,0 +1,153 @@
+//! The reconciler's own thread, and the handle through which the rest of the agent speaks to it.
+
+use std::{
+    io,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{oneshot, watch};
+use weir_loader::{Dataplane, Error, Options};
+
+use super::{Kernel, ReconcileReport, Reconciler, Settings, StatsReport};
+use crate::snapshots::View;
+
+enum Message {
+    View(View),
+    Stats(oneshot::Sender<Result<StatsReport, Error>>),
+    Dump(oneshot::Sender<Result<String, Error>>),
+    Stop,
+}
+
+/// Speaks to the reconciler's thread. When the last one goes, the thread ends; what is in the
+/// kernel stays there.
+#[derive(Clone)]
+pub struct Handle {
+    messages: mpsc::Sender<Message>,
+    report: watch::Receiver<ReconcileReport>,
+}
+
+/// Why an answer did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The thread has ended.
+    #[error("the reconciler has ended; the agent's log says why")]
+    Gone,
+    /// The kernel did not answer.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+}
+
+/// The thread, to be joined at the end.
+pub struct Thread(thread::JoinHandle<()>);
+
+/// Opens the data plane on a thread of its own and begins to reconcile. Netlink in the loader
+/// blocks, which an async runtime forbids; hence it is opened there, too.
+pub fn spawn(
+    options: Options,
+    settings: Settings,
+) -> io::Result<(oneshot::Receiver<Result<(), Error>>, Handle, Thread)> {
+    spawn_with(move || Dataplane::open(&options), settings)
+}
+
+fn spawn_with<K: Kernel + 'static>(
+    open: impl FnOnce() -> Result<K, Error> + Send + 'static,
+    settings: Settings,
+) -> io::Result<(oneshot::Receiver<Result<(), Error>>, Handle, Thread)> {
+    let (messages, inbox) = mpsc::channel();
+    let (report_in, report) = watch::channel(ReconcileReport::default());
+    let (opened_in, opened) = oneshot::channel();
+    let body = move || {
+        let reconciler =
+            open().and_then(|kernel| Reconciler::new(kernel, settings, Instant::now()));
+        match reconciler {
+            Ok(reconciler) => {
+                opened_in.send(Ok(())).ok();
+                run(reconciler, &inbox, &report_in);
+            }
+            Err(error) => drop(opened_in.send(Err(error))),
+        }
+    };
+    let thread = thread::Builder::new().name("reconciler".into()).spawn(body)?;
+    Ok((opened, Handle { messages, report }, Thread(thread)))
+}
+
+fn run<K: Kernel>(
+    mut reconciler: Reconciler<K>,
+    inbox: &mpsc::Receiver<Message>,
+    report: &watch::Sender<ReconcileReport>,
+) {
+    loop {
+        reconciler.work(Instant::now());
+        report.send_replace(reconciler.report().clone());
+        let wait = reconciler.next_due().saturating_duration_since(Instant::now());
+        let mut next = match inbox.recv_timeout(wait.max(SHORTEST_WAIT)) {
+            Ok(message) => Some(message),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        while let Some(message) = next {
+            match message {
+                Message::View(view) => reconciler.take(view, Instant::now()),
+                // Whoever asked may have gone meanwhile.
+                Message::Stats(answer) => drop(answer.send(reconciler.stats())),
+                Message::Dump(answer) => drop(answer.send(reconciler.dump())),
+                Message::Stop => return,
+            }
+            next = inbox.try_recv().ok();
+        }
+    }
+}
+
+/// Keeps a deadline in the past from spinning.
+const SHORTEST_WAIT: Duration = Duration::from_micros(100);
+
+impl Handle {
+    /// How things stand, and when that changes.
+    pub fn report(&self) -> watch::Receiver<ReconcileReport> {
+        self.report.clone()
+    }
+
+    /// Hands every new snapshot on until the writer ends.
+    pub async fn follow(self, mut view: watch::Receiver<View>) {
+        while view.changed().await.is_ok() {
+            let next = view.borrow_and_update().clone();
+            if self.messages.send(Message::View(next)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Counters of now.
+    pub async fn stats(&self) -> Result<StatsReport, AskError> {
+        self.ask(Message::Stats).await
+    }
+
+    /// The text form of the kernel's maps.
+    pub async fn dump(&self) -> Result<String, AskError> {
+        self.ask(Message::Dump).await
+    }
+
+    async fn ask<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Message,
+    ) -> Result<T, AskError> {
+        let (answer, receiver) = oneshot::channel();
+        self.messages.send(message(answer)).map_err(|_| AskError::Gone)?;
+        Ok(receiver.await.map_err(|_| AskError::Gone)??)
+    }
+
+    /// Ends the thread after what it is doing.
+    pub fn stop(&self) {
+        // Gone already is as good.
+        self.messages.send(Message::Stop).ok();
+    }
+}
+
+impl Thread {
+    /// Waits for the end; false if the thread panicked.
+    pub fn join(self) -> bool {
+        self.0.join().is_ok()
+    }
+}

@@ -1,0 +1,247 @@
+//! From the text to a desired state that fits together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weir_mesh::{
+    Generation, MeshSnapshot, Node, Port, Service, ServiceName, Timeouts, ports::assign_ports,
+    snapshot::SnapshotError,
+};
+
+use super::{
+    pieces::pieces,
+    services::{self, ServiceDraft, TaskDraft},
+};
+use crate::{
+    document::{Fault, Findings, Table, nearest, parse_piece},
+    source::Desired,
+};
+
+/// Reads the text of a `mesh.toml` called `file`: the desired state, or everything that is wrong.
+/// Services that set no timeouts get `defaults`.
+pub fn parse(file: &str, text: &str, defaults: Timeouts) -> Result<Desired, Vec<Fault>> {
+    let findings = Findings::new(file, text);
+    let drafts = Drafts::read(&findings, defaults);
+    let desired = drafts.assemble(&findings);
+    match desired {
+        Some(desired) if findings.is_empty() => Ok(desired),
+        _ => Err(findings.into_faults()),
+    }
+}
+
+/// All that the file says, with where it stands.
+#[derive(Default)]
+struct Drafts {
+    nodes: Vec<Node>,
+    node_offsets: Vec<usize>,
+    /// Names of all nodes, also of those with mistakes, about which no more need be said.
+    node_names: BTreeSet<String>,
+    services: Vec<ServiceDraft>,
+    /// A piece could not be parsed, so what seems missing may be in it.
+    incomplete: bool,
+}
+
+/// Where the parts of one service stand.
+struct Offsets {
+    service: usize,
+    ports: Vec<usize>,
+    /// Of each task: itself, and its `node`.
+    tasks: Vec<(usize, usize)>,
+}
+
+impl Drafts {
+    fn read(findings: &Findings<'_>, defaults: Timeouts) -> Self {
+        let mut drafts = Self::default();
+        let mut keys = 0;
+        for piece in pieces(findings.text()) {
+            let Some(document) = parse_piece(findings, piece.clone()) else {
+                drafts.incomplete = true;
+                continue;
+            };
+            keys += document.get_ref().len();
+            let root = Table::root(findings, &document, piece.start);
+            root.allow_only(&["node", "service"]);
+            for table in services::tables(root, "node", "[[node]]") {
+                drafts.take_node(table);
+            }
+            let found = services::tables(root, "service", "[[service]]");
+            drafts.services.extend(found.filter_map(|table| services::service(table, defaults)));
+        }
+        if keys == 0 && !drafts.incomplete {
+            findings.note(
+                0,
+                "",
+                "says nothing",
+                "to publish nothing on purpose, write: service = []",
+            );
+        }
+        drafts
+    }
+
+    fn take_node(&mut self, table: Table<'_, '_>) {
+        let (name, draft) = services::node(table);
+        self.node_names.extend(name);
+        if let Some(node) = draft {
+            self.nodes.push(node);
+            self.node_offsets.push(table.offset());
+        }
+    }
+
+    fn assemble(self, findings: &Findings<'_>) -> Option<Desired> {
+        let ports = self.assign(findings)?;
+        let mut offsets = Vec::with_capacity(self.services.len());
+        let mut services = Vec::with_capacity(self.services.len());
+        for (draft, ports) in self.services.into_iter().zip(ports) {
+            note_shared_addresses(&draft, findings);
+            offsets.push(Offsets::of(&draft));
+            let tasks = draft.tasks.into_iter().map(|task| task.task).collect();
+            let ServiceDraft { name, balance, timeouts, .. } = draft;
+            services.push(Service { name, balance, ports, tasks, timeouts });
+        }
+        let places = Places {
+            findings,
+            nodes: &self.node_offsets,
+            node_names: &self.node_names,
+            names: services.iter().map(|service| service.name.clone()).collect(),
+            services: &offsets,
+            incomplete: self.incomplete,
+        };
+        match MeshSnapshot::build(Generation(0), self.nodes, services) {
+            Ok(MeshSnapshot { nodes, services, .. }) => Some(Desired { nodes, services }),
+            Err(errors) => {
+                errors.iter().for_each(|error| places.note(error));
+                None
+            }
+        }
+    }
+
+    /// The ports of each service, in the order of the services. Of services with one name only the
+    /// first gets ports: the others are a mistake that is reported as such.
+    fn assign(&self, findings: &Findings<'_>) -> Option<Vec<Vec<Port>>> {
+        let mut specs = BTreeMap::new();
+        for draft in &self.services {
+            let ports = || draft.ports.iter().map(|port| port.spec).collect();
+            specs.entry(draft.name.clone()).or_insert_with(ports);
+        }
+        match assign_ports(&specs) {
+            Ok(mut assigned) => {
+                let ports = |draft: &ServiceDraft| assigned.remove(&draft.name).unwrap_or_default();
+                Some(self.services.iter().map(ports).collect())
+            }
+            Err(error) => {
+                let draft = self.services.iter().find(|draft| draft.name == error.service);
+                let offset = draft.map_or(0, |draft| draft.offset);
+                let message = error.to_string();
+                let (problem, remedy) = message.split_once("; ").unwrap_or((&message, ""));
+                findings.note(offset, "publish", problem, remedy);
+                None
+            }
+        }
+    }
+}
+
+/// Two tasks of a service at one address are one task listed twice: it would get twice its share.
+fn note_shared_addresses(draft: &ServiceDraft, findings: &Findings<'_>) {
+    let mut seen = BTreeMap::new();
+    for TaskDraft { task, offset, .. } in &draft.tasks {
+        for address in task.addresses() {
+            if let Some(first) = seen.insert((&task.node, address), &task.name) {
+                findings.note(
+                    *offset,
+                    format!("service {}: task {}", draft.name, task.name),
+                    format!(
+                        "has the address {address} that task {first} has on node {}",
+                        task.node
+                    ),
+                    "give each task its own address, or one task more weight",
+                );
+            }
+        }
+    }
+}
+
+impl Offsets {
+    fn of(draft: &ServiceDraft) -> Self {
+        Self {
+            service: draft.offset,
+            ports: draft.ports.iter().map(|port| port.offset).collect(),
+            tasks: draft.tasks.iter().map(|task| (task.offset, task.node_offset)).collect(),
+        }
+    }
+}
+
+/// Finds the place of what does not fit.
+struct Places<'a, 'i> {
+    findings: &'a Findings<'i>,
+    nodes: &'a [usize],
+    node_names: &'a BTreeSet<String>,
+    names: Vec<ServiceName>,
+    services: &'a [Offsets],
+    incomplete: bool,
+}
+
+impl Places<'_, '_> {
+    /// The first service of that name.
+    fn service(&self, name: &ServiceName) -> Option<&Offsets> {
+        self.names.iter().position(|known| known == name).and_then(|at| self.services.get(at))
+    }
+
+    /// Tasks are numbered within a service, and a name may stand for several services by mistake.
+    fn task(&self, service: &ServiceName, at: usize) -> (usize, usize) {
+        self.service(service).and_then(|offsets| offsets.tasks.get(at)).copied().unwrap_or_default()
+    }
+
+    fn note(&self, error: &SnapshotError) {
+        let problem = error.to_string();
+        let (offset, remedy) = match error {
+            SnapshotError::DuplicateNode { at, .. } => {
+                (self.nodes.get(*at).copied(), "give each node a name of its own".to_owned())
+            }
+            SnapshotError::DuplicateAddress { at, .. } => {
+                (self.nodes.get(*at).copied(), "give each node its own address".to_owned())
+            }
+            SnapshotError::DuplicateService { at, service } => {
+                let first = self.service(service).map_or(0, |first| first.service);
+                let line = self.findings.line_of(first);
+                let remedy = format!("rename one, or merge them; the first is on line {line}");
+                (self.services.get(*at).map(|offsets| offsets.service), remedy)
+            }
+            SnapshotError::DuplicateTask { service, at, .. } => {
+                let remedy = "give each task of a service a name of its own".to_owned();
+                (Some(self.task(service, *at).0), remedy)
+            }
+            SnapshotError::UnknownNode { service, at, node, .. } => {
+                if self.incomplete || self.node_names.contains(node.as_str()) {
+                    return;
+                }
+                (Some(self.task(service, *at).1), self.unknown_node(node.as_str()))
+            }
+            SnapshotError::DuplicatePort { service, at, .. } => {
+                let port = self.service(service).and_then(|offsets| offsets.ports.get(*at));
+                (port.copied(), "take one of the two entries out".to_owned())
+            }
+            SnapshotError::PortConflict(conflict) => {
+                let second = self.service(&conflict.second);
+                let line = self.service(&conflict.first).map(|first| first.service);
+                let line = line.map_or(0, |offset| self.findings.line_of(offset));
+                let remedy = format!(
+                    "choose another published port for one of them; {} is on line {line}",
+                    conflict.first
+                );
+                (second.map(|second| second.service), remedy)
+            }
+        };
+        self.findings.note(offset.unwrap_or_default(), "", problem, remedy);
+    }
+
+    fn unknown_node(&self, name: &str) -> String {
+        let known = self.node_names.iter().map(String::as_str);
+        match nearest(name, known.clone()) {
+            Some(nearest) => format!("did you mean \"{nearest}\"?"),
+            None if self.node_names.is_empty() => "list the nodes as [[node]]".to_owned(),
+            None => {
+                let some: Vec<&str> = known.take(8).collect();
+                format!("add a [[node]], or name one of: {}", some.join(", "))
+            }
+        }
+    }
+}

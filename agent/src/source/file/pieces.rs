@@ -1,0 +1,84 @@
+//! Cuts a long document into pieces that are TOML on their own.
+//!
+//! The tree that the parser builds takes some twenty times the room of the text. A piece a service
+//! keeps the agent small at 10,000 services, and a syntax error in one service does not keep the
+//! mistakes in the others from being found.
+
+use std::ops::Range;
+
+use toml_parser::{
+    Source,
+    lexer::{Token, TokenKind},
+};
+
+/// The pieces of `text`, in order and without gaps: the top, then one for each `[[service]]`.
+pub(super) fn pieces(text: &str) -> Vec<Range<usize>> {
+    let mut starts = vec![0];
+    let mut line: Vec<Token> = Vec::new();
+    for token in Source::new(text).lex() {
+        match token.kind() {
+            TokenKind::Whitespace => {}
+            TokenKind::Newline => line.clear(),
+            // Longer than any header: whatever it is, its start has been looked at.
+            _ if line.len() > HEADER.len() => {}
+            _ => {
+                line.push(token);
+                if is_header(&line, text) {
+                    starts.push(line[0].span().start());
+                }
+            }
+        }
+    }
+    let ends = starts.iter().skip(1).copied().chain([text.len()]);
+    starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+}
+
+const HEADER: [TokenKind; 5] = [
+    TokenKind::LeftSquareBracket,
+    TokenKind::LeftSquareBracket,
+    TokenKind::Atom,
+    TokenKind::RightSquareBracket,
+    TokenKind::RightSquareBracket,
+];
+
+/// A bare `service` between double brackets at the start of a line can be nothing but a header: as
+/// a value in a list it would need quotes.
+fn is_header(line: &[Token], text: &str) -> bool {
+    line.len() == HEADER.len()
+        && line.iter().zip(HEADER).all(|(token, kind)| token.kind() == kind)
+        && &text[line[2].span().start()..line[2].span().end()] == "service"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pieces;
+
+    fn cut(text: &str) -> Vec<&str> {
+        pieces(text).into_iter().map(|piece| &text[piece]).collect()
+    }
+
+    #[test]
+    fn each_service_is_a_piece_and_takes_its_tasks_along() {
+        let text =
+            "[[node]]\nname = 1\n[[service]]\nx = 1\n[[service.task]]\n  [[ service ]]\ny = 2";
+        assert_eq!(
+            cut(text),
+            [
+                "[[node]]\nname = 1\n",
+                "[[service]]\nx = 1\n[[service.task]]\n  ",
+                "[[ service ]]\ny = 2"
+            ]
+        );
+    }
+
+    #[test]
+    fn headers_within_strings_and_comments_cut_nothing() {
+        let text = "a = '''\n[[service]]\n'''\n# [[service]]\nb = \"\"\"\n[[service]]\"\"\"\n";
+        assert_eq!(cut(text), [text]);
+    }
+
+    #[test]
+    fn nothing_is_one_empty_piece() {
+        assert_eq!(cut(""), [""]);
+    }
+}

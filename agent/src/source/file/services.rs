@@ -1,0 +1,200 @@
+//! Nodes, services and tasks as they stand in the file, each checked on its own.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use weir_mesh::{
+    Balance, Node, NodeName, ServiceName, Task, TaskName, TaskState, Timeouts, ports::PortSpec,
+};
+
+use super::publish;
+use crate::document::{Table, Value};
+
+/// A service and where it stands.
+pub(super) struct ServiceDraft {
+    pub name: ServiceName,
+    pub offset: usize,
+    pub balance: Balance,
+    pub ports: Vec<PortDraft>,
+    pub tasks: Vec<TaskDraft>,
+    pub timeouts: Timeouts,
+}
+
+/// A published port and where it stands.
+pub(super) struct PortDraft {
+    pub spec: PortSpec,
+    pub offset: usize,
+}
+
+/// A task and where it stands.
+pub(super) struct TaskDraft {
+    pub task: Task,
+    pub offset: usize,
+    /// Where its `node` stands.
+    pub node_offset: usize,
+}
+
+/// The name of a node, also if the rest is wrong, and the node.
+pub(super) fn node(table: Table<'_, '_>) -> (Option<String>, Option<Node>) {
+    let Some(name) = name_of(table, "node", "name = \"n1\"") else { return (None, None) };
+    let subject = format!("node {name}");
+    let table = table.named(&subject);
+    table.allow_only(&["name", "address"]);
+    let address = table.require("address", "write its underlay address: address = \"10.0.0.11\"");
+    let address = address.and_then(crate::config::node_address);
+    let node = address.map(|address| Node { name: NodeName::new(name), address });
+    (Some(name.to_owned()), node)
+}
+
+/// Reads a service whole, also when parts of it are wrong, so that all mistakes are found.
+pub(super) fn service(table: Table<'_, '_>, defaults: Timeouts) -> Option<ServiceDraft> {
+    let name = name_of(table, "service", "name = \"web\"");
+    let subject = match name {
+        Some(name) => format!("service {name}"),
+        None => "service without name".to_owned(),
+    };
+    let table = table.named(&subject);
+    table.allow_only(&["name", "balance", "publish", "task", "timeouts"]);
+    let balance = table.get("balance").and_then(balance).unwrap_or_default();
+    let ports = table.get("publish").map(publish::ports).unwrap_or_default();
+    let tasks = table.get("task").and_then(|tasks| tasks.list("[[service.task]]"));
+    let tasks = tasks.into_iter().flatten().filter_map(|value| task(value, &subject)).collect();
+    let timeouts = match table.get("timeouts").and_then(|t| t.table("[service.timeouts]")) {
+        Some(timeouts) => timeouts_of(timeouts, &subject, defaults),
+        None => defaults,
+    };
+    let name = ServiceName::new(name?);
+    Some(ServiceDraft { name, offset: table.offset(), balance, ports, tasks, timeouts })
+}
+
+fn task(value: Value<'_, '_>, service: &str) -> Option<TaskDraft> {
+    let table = value.table("[[service.task]]")?.named(service);
+    let name = name_of(table, "task", "name = \"web.1\"");
+    let subject = match name {
+        Some(name) => format!("{service}: task {name}"),
+        None => format!("{service}: task without name"),
+    };
+    let table = table.named(&subject);
+    table.allow_only(&["name", "node", "address", "weight", "state"]);
+    let node = table.require("node", "write the name of the [[node]] that runs it");
+    let node = node.and_then(|node| Some((node.string("the name of a [[node]]")?, node.offset())));
+    let address = table.require("address", ADDRESS).and_then(addresses);
+    let weight = table.get("weight").and_then(|weight| weight.number(0..=u64::from(MAX_WEIGHT)));
+    let state = table.get("state").and_then(state).unwrap_or_default();
+    let ((node, node_offset), (ipv4, ipv6)) = (node?, address?);
+    let task = Task {
+        name: TaskName::new(name?),
+        node: NodeName::new(node),
+        ipv4,
+        ipv6,
+        weight: weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(1),
+        state,
+    };
+    Some(TaskDraft { task, offset: table.offset(), node_offset })
+}
+
+const MAX_WEIGHT: u16 = 1000;
+const ADDRESS: &str = "write where its node reaches it: address = \"172.18.0.3\"";
+
+fn name_of<'t>(table: Table<'t, '_>, what: &str, example: &str) -> Option<&'t str> {
+    let value = table.require("name", &format!("give the {what} a name: {example}"))?;
+    let name = value.string(example)?;
+    if name.len() > 253 || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        value.fault("not a name", "write at most 253 characters without blanks");
+        return None;
+    }
+    Some(name)
+}
+
+fn balance(value: Value<'_, '_>) -> Option<Balance> {
+    value.choice(&[Balance::RoundRobin, Balance::Random, Balance::Maglev].map(|b| (b.as_str(), b)))
+}
+
+fn state(value: Value<'_, '_>) -> Option<TaskState> {
+    let states = [TaskState::Active, TaskState::Draining, TaskState::Down];
+    value.choice(&states.map(|state| (state.as_str(), state)))
+}
+
+/// One address, or one of each family.
+fn addresses(value: Value<'_, '_>) -> Option<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+    let mut found = (None, None);
+    if value.is_list() {
+        let before = found;
+        for entry in value.list(ADDRESS)? {
+            take_address(entry, &mut found)?;
+        }
+        if found == before {
+            value.fault("an empty list", ADDRESS);
+            return None;
+        }
+    } else {
+        take_address(value, &mut found)?;
+    }
+    Some(found)
+}
+
+fn take_address(
+    value: Value<'_, '_>,
+    found: &mut (Option<Ipv4Addr>, Option<Ipv6Addr>),
+) -> Option<()> {
+    let address = value.parse("an IP address", "one such as \"172.18.0.3\" or \"fd18::3\"")?;
+    let unfit = match address {
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
+        _ if address.is_unspecified() => Some("the unspecified address"),
+        _ if address.is_multicast() => Some("a multicast address"),
+        _ if address.is_loopback() => Some("a loopback address"),
+        _ => None,
+    };
+    if let Some(unfit) = unfit {
+        value.fault(unfit, "write the address of the task's own interface");
+        return None;
+    }
+    let second = match address {
+        IpAddr::V4(v4) => found.0.replace(v4).is_some(),
+        IpAddr::V6(v6) => found.1.replace(v6).is_some(),
+    };
+    if second {
+        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        let problem = format!("a second {family} address");
+        value.fault(problem, "a task has at most one IPv4 and one IPv6 address");
+        return None;
+    }
+    Some(())
+}
+
+fn timeouts_of(table: Table<'_, '_>, service: &str, defaults: Timeouts) -> Timeouts {
+    let subject = format!("{service}: timeouts");
+    let table = table.named(&subject);
+    let mut timeouts = defaults;
+    let mut fields = [
+        ("tcp_syn", &mut timeouts.tcp_syn),
+        ("tcp_established", &mut timeouts.tcp_established),
+        ("tcp_fin", &mut timeouts.tcp_fin),
+        ("tcp_reset", &mut timeouts.tcp_reset),
+        ("udp_one_way", &mut timeouts.udp_one_way),
+        ("udp_both_ways", &mut timeouts.udp_both_ways),
+        ("drain", &mut timeouts.drain),
+    ];
+    table.allow_only(&fields.each_ref().map(|(key, _)| *key));
+    for (key, field) in &mut fields {
+        if let Some(duration) = table.get(key).and_then(|value| value.duration(MONTH)) {
+            **field = duration;
+        }
+    }
+    timeouts
+}
+
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The `[[node]]` and `[[service]]` tables at the top of a piece.
+pub(super) fn tables<'t, 'i>(
+    root: Table<'t, 'i>,
+    key: &'t str,
+    header: &'static str,
+) -> impl Iterator<Item = Table<'t, 'i>> + use<'t, 'i> {
+    let entries = root.get(key).and_then(|value| value.list(header));
+    entries.into_iter().flatten().filter_map(move |entry| entry.table(header))
+}

@@ -1,0 +1,195 @@
+//! The last good snapshot on disk. It outlives the agent, so that a start with a broken or missing
+//! source goes on with what was, marked stale.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use weir_mesh::{MeshSnapshot, NodeName};
+
+/// Version of the file's format; another one is not read.
+const FORMAT: u32 = 1;
+
+/// Keeps one snapshot in one file.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    node: NodeName,
+    pin: PathBuf,
+}
+
+/// A snapshot from disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Restored {
+    /// What was good when it was written.
+    pub snapshot: MeshSnapshot,
+    /// When that was.
+    pub written: SystemTime,
+}
+
+/// Why a state file was not taken. Each is harmless: the agent starts without it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is there and cannot be read.
+    #[error("{path} cannot be read: {cause}; let the agent read it, or set state.path")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// It is damaged, or of another version of weir.
+    #[error("{path} is no state of this version of weir ({cause}); it will be written anew")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        cause: String,
+    },
+    /// It belongs to another agent.
+    #[error(
+        "{path} belongs to the agent of node {node} with pins in {pin}; set state.path so that \
+         each agent has its own"
+    )]
+    OtherAgent {
+        /// The file.
+        path: PathBuf,
+        /// The node that wrote it.
+        node: NodeName,
+        /// That agent's pin directory.
+        pin: PathBuf,
+    },
+    /// It cannot be written.
+    #[error("{path} cannot be written: {cause}; make room, or set state.path")]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct OnDisk<S> {
+    format: u32,
+    node: NodeName,
+    pin: PathBuf,
+    written_unix: u64,
+    snapshot: S,
+}
+
+impl StateFile {
+    /// The state of the agent of this node with these pins.
+    pub fn new(path: PathBuf, node: NodeName, pin: PathBuf) -> Self {
+        Self { path, node, pin }
+    }
+
+    /// What was kept; `None` if nothing was.
+    pub fn load(&self) -> Result<Option<Restored>, Error> {
+        let path = || self.path.clone();
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) => return Err(Error::Unreadable { path: path(), cause }),
+        };
+        let foreign = |cause: String| Error::Foreign { path: path(), cause };
+        let state: OnDisk<MeshSnapshot> =
+            serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))?;
+        if state.format != FORMAT {
+            return Err(foreign(format!("format {} where {FORMAT} belongs", state.format)));
+        }
+        if (&state.node, &state.pin) != (&self.node, &self.pin) {
+            return Err(Error::OtherAgent { path: path(), node: state.node, pin: state.pin });
+        }
+        let written = UNIX_EPOCH + std::time::Duration::from_secs(state.written_unix);
+        Ok(Some(Restored { snapshot: state.snapshot, written }))
+    }
+
+    /// Replaces what is kept, whole or not at all.
+    pub fn store(&self, snapshot: &MeshSnapshot) -> Result<(), Error> {
+        let written = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let state = OnDisk {
+            format: FORMAT,
+            node: self.node.clone(),
+            pin: self.pin.clone(),
+            written_unix: written.as_secs(),
+            snapshot,
+        };
+        write_whole(&self.path, |file| Ok(serde_json::to_writer(file, &state)?))
+            .map_err(|cause| Error::Unwritable { path: self.path.clone(), cause })
+    }
+}
+
+/// Writes a file next to `path` and renames it there.
+fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut io::BufWriter<fs::File>) -> io::Result<()>,
+) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let draft = path.with_extension(format!("{}.new", std::process::id()));
+    let mut file = io::BufWriter::new(fs::File::create(&draft)?);
+    let written = write(&mut file)
+        .and_then(|()| file.flush())
+        .and_then(|()| file.get_ref().sync_all())
+        .and_then(|()| fs::rename(&draft, path));
+    if written.is_err() {
+        fs::remove_file(&draft).ok();
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_mesh::Generation;
+
+    use super::*;
+
+    fn state(directory: &tempfile::TempDir, node: &str) -> StateFile {
+        let path = directory.path().join("deeper/state.json");
+        StateFile::new(path, NodeName::new(node), "/sys/fs/bpf/weir".into())
+    }
+
+    fn snapshot() -> MeshSnapshot {
+        MeshSnapshot { generation: Generation(7), ..MeshSnapshot::default() }
+    }
+
+    #[test]
+    fn what_was_stored_comes_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = state(&directory, "n1");
+        assert_eq!(state.load().unwrap(), None);
+        state.store(&snapshot()).unwrap();
+        assert_eq!(state.load().unwrap().unwrap().snapshot, snapshot());
+    }
+
+    #[test]
+    fn the_state_of_another_node_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        state(&directory, "n2").store(&snapshot()).unwrap();
+        let error = state(&directory, "n1").load().unwrap_err().to_string();
+        assert!(error.contains("belongs to the agent of node n2"), "{error}");
+        assert!(error.contains("set state.path"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_state_is_not_taken_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = state(&directory, "n1");
+        state.store(&snapshot()).unwrap();
+        fs::write(&state.path, "{\"format\":1,").unwrap();
+        assert!(state.load().unwrap_err().to_string().contains("no state of this version"));
+    }
+
+    #[test]
+    fn a_full_or_forbidden_place_is_named() {
+        let state = StateFile::new("/proc/none/s.json".into(), NodeName::new("n"), "/p".into());
+        let error = state.store(&snapshot()).unwrap_err().to_string();
+        assert!(error.starts_with("/proc/none/s.json cannot be written"), "{error}");
+    }
+}
