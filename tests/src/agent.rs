@@ -1,0 +1,250 @@
+//! The `weir` binary on a host: configured, started, killed, and cleaned up after.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::host::{Host, HostParts};
+use crate::http::{self, Answer};
+use crate::leftovers::Traces;
+use crate::plan::UPLINK;
+use crate::process::{self, Process};
+use crate::task::program;
+use crate::wait::eventually;
+
+const HTTP_PORT: u16 = 9950;
+const TUNNEL_PORT: i64 = 7950;
+/// Longer than any start, shorter than anybody's patience.
+const START: Duration = Duration::from_secs(15);
+const STOP: Duration = Duration::from_secs(10);
+
+/// The `weir` binary: `WEIR_BIN`, else beside the running test.
+pub fn agent_program() -> Result<PathBuf> {
+    program("WEIR_BIN", "weir")
+}
+
+/// `weir.toml` of one host, with defaults for everything.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    table: toml::Table,
+}
+
+impl AgentConfig {
+    fn of(host: &Host) -> Self {
+        let mut config = Self { table: toml::Table::new() };
+        let text = |path: &Path| path.display().to_string();
+        let addresses: Vec<String> = host.addresses().iter().map(ToString::to_string).collect();
+        config
+            .set("node.name", host.name())
+            .set("node.address", addresses[0].as_str())
+            .set("node.addresses", addresses)
+            .set("node.uplinks", vec![UPLINK])
+            .set("dataplane.mode", "auto")
+            .set("dataplane.cgroup", text(host.cgroup().path()))
+            .set("dataplane.pin", text(&host.inner.pin_dir))
+            .set("tunnel.port", TUNNEL_PORT)
+            .set("http.listen", format!("0.0.0.0:{HTTP_PORT}"))
+            .set("socket.path", text(&socket(&host.inner)))
+            .set("source.file.path", text(&host.inner.mesh_file));
+        config
+    }
+
+    /// Sets a value by its path, for example `("dataplane.mode", "proxy")`; tables on the way are
+    /// made.
+    pub fn set(&mut self, path: &str, value: impl Into<toml::Value>) -> &mut Self {
+        let mut keys: Vec<&str> = path.split('.').collect();
+        let last = keys.pop().unwrap_or(path);
+        let table = keys.into_iter().fold(&mut self.table, |table, key| {
+            let entry = table.entry(key).or_insert_with(|| toml::Table::new().into());
+            entry.as_table_mut().unwrap_or_else(|| panic!("{path}: {key} is not a table"))
+        });
+        table.insert(last.to_owned(), value.into());
+        self
+    }
+}
+
+/// What the host remembers of its agent, so that the lab can clean up after it.
+#[derive(Debug, Default)]
+pub(crate) struct AgentSlot {
+    process: Option<Process>,
+    config: Option<PathBuf>,
+    before: Traces,
+}
+
+/// The agent of a host. A handle: the process belongs to the lab and ends with it.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    host: Host,
+}
+
+impl Agent {
+    pub(crate) fn start(host: &Host, change: impl FnOnce(&mut AgentConfig)) -> Result<Self> {
+        let mut config = AgentConfig::of(host);
+        change(&mut config);
+        let path = host.run_dir().join("weir.toml");
+        fs::write(&path, toml::to_string(&config.table)?).context("write weir.toml")?;
+        {
+            let mut slot = host.inner.lock_agent();
+            ensure!(slot.config.is_none(), "{} has an agent; use start or restart", host.name());
+            slot.before = Traces::of(host)?;
+            slot.config = Some(path);
+        }
+        let agent = Self { host: host.clone() };
+        agent.launch()?;
+        Ok(agent)
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Starts the process again after [`Agent::kill9`] or [`Agent::stop`].
+    pub fn launch(&self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_file())?;
+        let mut slot = self.host.inner.lock_agent();
+        let config = slot.config.clone().context("the agent has no configuration")?;
+        let mut command = Command::new(agent_program()?);
+        command.args(["agent", "--config"]).arg(config);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        slot.process = Some(self.host.spawn(command)?);
+        Ok(())
+    }
+
+    /// Waits until `/readyz` answers 200; ends at once when the process does.
+    pub fn wait_ready(&self) -> Result<()> {
+        let what = format!("the agent of {} to be ready", self.host.name());
+        let ended = eventually(&what, START, || {
+            if !self.is_running() {
+                return Ok(true);
+            }
+            let answer = self.http("/readyz")?;
+            ensure!(answer.status == 200, "{} {}", answer.status, answer.body.trim());
+            Ok(false)
+        })?;
+        if ended {
+            bail!("the agent of {} ended:\n{}", self.host.name(), self.log());
+        }
+        Ok(())
+    }
+
+    /// `GET` from the agent's HTTP server, from inside the host.
+    pub fn http(&self, path: &str) -> Result<Answer> {
+        let target = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), HTTP_PORT);
+        self.host.netns().http_get(target, path)
+    }
+
+    /// `GET` from the agent's API, over its unix socket.
+    pub fn api(&self, path: &str) -> Result<Answer> {
+        http::unix_get(&self.socket(), path)
+    }
+
+    /// Runs a subcommand of `weir` on the host with `--socket`, and gives its output.
+    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(agent_program()?);
+        command.args(arguments).arg("--socket").arg(self.socket());
+        let output = self.host.output(command)?;
+        let (out, error) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "weir {arguments:?}: {}", error.trim());
+        Ok(String::from_utf8_lossy(&out).into_owned())
+    }
+
+    /// The unix socket of the agent's API.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.host.inner)
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&self) -> bool {
+        self.host.inner.lock_agent().process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// The pid, or `None` after its end.
+    pub fn pid(&self) -> Option<u32> {
+        self.host.inner.lock_agent().process.as_ref().map(Process::pid)
+    }
+
+    /// SIGKILL: the kernel part must go on without it.
+    pub fn kill9(&self) {
+        self.host.inner.lock_agent().process = None;
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&self) -> Result<()> {
+        match self.host.inner.lock_agent().process.take() {
+            Some(mut process) => process.stop(STOP).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops and starts the process; does not wait until it is ready.
+    pub fn restart(&self) -> Result<()> {
+        self.stop()?;
+        self.launch()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.host.run_dir().join("weir.log")
+    }
+}
+
+/// Ends the agent of a host, runs `weir uninstall`, and gives everything that was not right.
+pub(crate) fn uninstall(host: &Host) -> Vec<String> {
+    let (process, config, before) = {
+        let mut slot = host.inner.lock_agent();
+        (slot.process.take(), slot.config.take(), std::mem::take(&mut slot.before))
+    };
+    let Some(config) = config else { return Vec::new() };
+    let mut problems = Vec::new();
+    if let Some(mut process) = process
+        && let Err(error) = process.stop(STOP)
+    {
+        problems.push(format!("{}: {error:#}", host.name()));
+    }
+    if let Err(error) = run_uninstall(host, &config) {
+        problems.push(format!("{}: {error:#}", host.name()));
+    }
+    match Traces::of(host) {
+        Ok(now) => {
+            problems.extend(now.beyond(&before).map(|trace| {
+                format!("{}: after weir uninstall there is still {trace}", host.name())
+            }))
+        }
+        Err(error) => problems.push(format!("{}: {error:#}", host.name())),
+    }
+    problems
+}
+
+fn run_uninstall(host: &Host, config: &Path) -> Result<()> {
+    let log =
+        File::options().create(true).append(true).open(host.run_dir().join("uninstall.log"))?;
+    let mut command = Command::new(agent_program()?);
+    command.args(["uninstall", "--config"]).arg(config);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let mut process = Process::spawn(command, host.netns(), Some(host.cgroup()))?;
+    let status = process.wait(STOP)?;
+    let said = fs::read_to_string(host.run_dir().join("uninstall.log")).unwrap_or_default();
+    ensure!(status.success(), "weir uninstall: {status}: {}", said.trim());
+    Ok(())
+}
+
+fn socket(host: &Arc<HostParts>) -> PathBuf {
+    host.run_dir.join("weir.sock")
+}
+
+/// Runs `weir` with arguments in a namespace of the lab, for commands without an agent.
+pub fn weir(host: &Host, arguments: &[&str]) -> Result<std::process::Output> {
+    let mut command = Command::new(agent_program()?);
+    command.args(arguments);
+    process::output(command, host.netns(), Some(host.cgroup()))
+}

@@ -1,0 +1,55 @@
+//! Dual-stack sockets, client addresses as the client would write them, and SIGTERM.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::OnTerm;
+
+/// Listens on all addresses of both families.
+pub fn tcp(port: u16) -> Result<TcpListener> {
+    let socket = dual_stack(Type::STREAM, port)?;
+    socket.listen(4096)?;
+    Ok(TcpListener::from_std(socket.into())?)
+}
+
+/// The same for UDP.
+pub fn udp(port: u16) -> Result<UdpSocket> {
+    Ok(UdpSocket::from_std(dual_stack(Type::DGRAM, port)?.into())?)
+}
+
+fn dual_stack(kind: Type, port: u16) -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, kind, None)?;
+    socket.set_only_v6(false)?;
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    socket.bind(&address.into()).with_context(|| format!("bind port {port}"))?;
+    Ok(socket)
+}
+
+/// `::ffff:10.0.0.1` is `10.0.0.1`.
+pub fn client(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Turns to `true` on SIGTERM; with [`OnTerm::Exit`] the default action of the signal stays.
+pub fn ending(on_term: OnTerm) -> Result<watch::Receiver<bool>> {
+    let (sender, receiver) = watch::channel(false);
+    if on_term == OnTerm::Finish {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::spawn(async move {
+            terminate.recv().await;
+            let _ = sender.send(true);
+        });
+    } else {
+        std::mem::forget(sender); // a closed channel would read as an end
+    }
+    Ok(receiver)
+}

@@ -1,0 +1,74 @@
+//! What runs in the lab's tasks: servers that say who they are, and bulk transfers.
+
+mod bulk;
+mod echo;
+mod http;
+mod listen;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Servers for the lab's tasks.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    program: Program,
+}
+
+#[derive(Debug, Subcommand)]
+enum Program {
+    /// HTTP/1.1: answers `NAME CLIENT`. Paths: /, /slow/MS, /bytes/N
+    Http {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// TCP and UDP echo on one port
+    Echo {
+        #[command(flatten)]
+        server: Server,
+        /// Put `NAME CLIENT` before each UDP answer
+        #[arg(long)]
+        say_name: bool,
+    },
+    /// Receive bulk data, check every byte, report the count
+    Sink(bulk::Peer),
+    /// Send bulk data
+    Source {
+        #[command(flatten)]
+        peer: bulk::Peer,
+        /// How many megabytes (10^6)
+        #[arg(long, default_value_t = 100)]
+        mb: u64,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+struct Server {
+    /// What it calls itself
+    #[arg(long)]
+    name: String,
+    /// The port, on all addresses of both families
+    #[arg(long)]
+    listen: u16,
+    /// What to do on SIGTERM
+    #[arg(long, value_enum, default_value_t = OnTerm::Exit)]
+    on_term: OnTerm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnTerm {
+    /// End at once
+    Exit,
+    /// Take no new connections, answer open requests, then end
+    Finish,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    match Cli::parse().program {
+        Program::Http { server } => http::serve(server).await,
+        Program::Echo { server, say_name } => echo::serve(server, say_name).await,
+        Program::Sink(peer) => bulk::sink(&peer),
+        Program::Source { peer, mb } => bulk::source(&peer, mb * 1_000_000),
+    }
+}

@@ -1,0 +1,94 @@
+//! What weir may leave on a host: interfaces, attached programs, pins. Compared before and after.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsRawFd, RawFd};
+
+use anyhow::{Context, Result};
+
+use crate::host::Host;
+
+/// Everything found, one sentence each.
+#[derive(Debug, Default)]
+pub(crate) struct Traces(BTreeSet<String>);
+
+impl Traces {
+    pub(crate) fn of(host: &Host) -> Result<Self> {
+        let links = host.netns().links()?;
+        let mut traces = BTreeSet::new();
+        for (name, index) in &links {
+            traces.insert(format!("the interface {name}"));
+            for (hook, number) in LINK_HOOKS {
+                if host.run(|| attached(*index, *number)) {
+                    traces.insert(format!("a program at {hook} of {name}"));
+                }
+            }
+        }
+        let cgroup = fs::File::open(host.cgroup().path()).context("open the cgroup")?;
+        for (hook, number) in CGROUP_HOOKS {
+            if attached(target(cgroup.as_raw_fd()), *number) {
+                traces.insert(format!("a program at {hook} of the cgroup"));
+            }
+        }
+        let pins = fs::read_dir(&host.inner.pin_dir).into_iter().flatten().filter_map(Result::ok);
+        traces.extend(pins.map(|pin| format!("the pin {}", pin.path().display())));
+        Ok(Self(traces))
+    }
+
+    /// What is here and was not there. A task that was added since then brings a veth, which is
+    /// the lab's.
+    pub(crate) fn beyond<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a String> {
+        let ours = |trace: &String| trace.starts_with("the interface veth-");
+        self.0.difference(&before.0).filter(move |trace| !ours(trace))
+    }
+}
+
+// enum bpf_attach_type, linux/bpf.h
+const LINK_HOOKS: &[(&str, u32)] = &[("tcx ingress", 46), ("tcx egress", 47)];
+const CGROUP_HOOKS: &[(&str, u32)] = &[
+    ("connect4", 10),
+    ("connect6", 11),
+    ("sendmsg4", 14),
+    ("sendmsg6", 15),
+    ("recvmsg4", 19),
+    ("recvmsg6", 20),
+    ("getpeername4", 29),
+    ("getpeername6", 30),
+    ("getsockname4", 31),
+    ("getsockname6", 32),
+    ("sock_release", 34),
+];
+
+const BPF_PROG_QUERY: libc::c_int = 16;
+
+/// `union bpf_attr`, the part of BPF_PROG_QUERY.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    padding: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+fn target(descriptor: RawFd) -> u32 {
+    descriptor.cast_unsigned()
+}
+
+/// Whether anything is attached; a kernel that does not know the hook has nothing there.
+fn attached(target: u32, attach_type: u32) -> bool {
+    let mut query = Query { target, attach_type, ..Query::default() };
+    // SAFETY: the structure has the kernel's layout and lives until the call returns; without a
+    // buffer for ids the kernel writes only the count.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    let too_small = std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOSPC);
+    (result == 0 || too_small) && query.count > 0
+}

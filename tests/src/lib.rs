@@ -1,0 +1,46 @@
+//! The lab: hosts, tasks and clients in network namespaces of their own, so that weir is tested
+//! with the real kernel, real packets and real processes, many labs at once, as root, and with
+//! nothing left behind.
+//!
+//! Start reading at [`Lab::builder`]; [`traffic`] makes load and counts what happened to it.
+//!
+//! Three rules hold everywhere in here:
+//! * **Nothing has a name that outlives us.** Namespaces are nameless, processes die with the
+//!   thread that started them, and what must have a name (cgroups, pins, run directories) carries
+//!   our pid, so that the next lab removes what a SIGKILL left ([`residue`]).
+//! * **All waiting goes through [`eventually`]**, which is bounded and says what it last saw.
+//! * **What runs inside a namespace is a closure or a process**, never a change of the caller's
+//!   own thread.
+
+pub mod agent;
+pub mod bpffs;
+pub mod cgroup;
+pub mod firewall;
+pub mod host;
+pub mod http;
+pub mod lab;
+pub mod link;
+pub mod mesh;
+pub mod netns;
+pub mod offload;
+pub mod ping;
+pub mod process;
+pub mod residue;
+pub mod sysctl;
+pub mod task;
+pub mod traffic;
+pub mod wait;
+
+mod leftovers;
+mod plan;
+
+pub use agent::{Agent, AgentConfig};
+pub use host::{Client, Host};
+pub use lab::{Lab, LabBuilder};
+pub use mesh::{Mesh, Publish, State};
+pub use netns::Netns;
+pub use offload::Offloads;
+pub use plan::Families;
+pub use process::Process;
+pub use task::Task;
+pub use wait::eventually;

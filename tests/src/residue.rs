@@ -1,0 +1,93 @@
+//! The names that a lab leaves in the file system, and the removal of those of dead labs.
+//!
+//! After a SIGKILL the kernel frees namespaces and kills processes; directories stay. Their names
+//! carry the pid of their lab, so any later lab can tell that nobody owns them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Result;
+
+use crate::bpffs::BPFFS;
+use crate::cgroup::{cgroup2_root, kill_and_remove};
+
+const PREFIX: &str = "weir-lab-";
+
+/// `weir-lab-<pid>-<seq>`: unique on the machine while our process lives.
+#[derive(Debug, Clone)]
+pub struct LabName(String);
+
+impl LabName {
+    /// The next name of this process.
+    pub fn next() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let seq = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(format!("{PREFIX}{}-{seq}", std::process::id()))
+    }
+
+    /// The cgroup of the lab.
+    pub fn cgroup(&self) -> Result<PathBuf> {
+        Ok(cgroup2_root()?.join(&self.0))
+    }
+
+    /// The directory for configuration, sockets and logs.
+    pub fn run_dir(&self) -> PathBuf {
+        std::env::temp_dir().join(&self.0)
+    }
+
+    /// The pin directory of one host.
+    pub fn pin_dir(&self, host: &str) -> PathBuf {
+        Path::new(BPFFS).join(format!("{}-{host}", self.0))
+    }
+}
+
+/// Removes what labs left whose process is gone. Failures are for the next sweep.
+pub fn sweep() {
+    if let Ok(root) = cgroup2_root() {
+        for path in orphans(&root) {
+            let _ = kill_and_remove(&path);
+        }
+    }
+    for place in [PathBuf::from(BPFFS), std::env::temp_dir()] {
+        for path in orphans(&place) {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+fn orphans(place: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(place) else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_orphan))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn is_orphan(name: &str) -> bool {
+    owner(name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+}
+
+fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_is_read_from_directories_and_pins() {
+        assert_eq!(owner("weir-lab-4711-2"), Some(4711));
+        assert_eq!(owner("weir-lab-4711-2-n1"), Some(4711));
+        assert_eq!(owner("weir-lab-x"), None);
+        assert_eq!(owner("weir"), None);
+    }
+
+    #[test]
+    fn a_living_owner_keeps_its_things() {
+        assert!(!is_orphan(&LabName::next().0));
+        assert!(is_orphan("weir-lab-4194999-1"), "above pid_max");
+    }
+}
