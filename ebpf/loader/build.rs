@@ -12,7 +12,6 @@ fn main() {
     let bytes = fs::read(&object).unwrap_or_else(|error| {
         panic!("cannot read the kernel object {}: {error}; `make ebpf` builds it", object.display())
     });
-    let digest: String =
-        Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     println!("cargo::rustc-env=WEIR_OBJECT_DIGEST={digest}");
 }

@@ -2,10 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use aya::{
-    programs::ProgramType,
-    util::KernelVersion,
-};
+use aya::{programs::ProgramType, util::KernelVersion};
 
 use crate::{Dataplane, Options, net::Netlink, sys};
 

@@ -7,15 +7,8 @@ use std::{
     path::PathBuf,
 };
 
-use weir_abi::{Config, LAYOUT, PortCell, TUNNEL_MAC, TagKey};
-use weir_mesh::{
-    Installed, MapOp,
-    ident::Tag,
-    install::{
-        BackendGeneration, BackendIndex, Frontend, NodeIndex, Region, ServiceId, Slot, Via,
-    },
-    plan::Limits,
-};
+use weir_abi::{Config, LAYOUT, TUNNEL_MAC};
+use weir_mesh::{Installed, MapOp, install::Via, plan::Limits};
 
 use crate::{
     Attachments, Options,
@@ -25,7 +18,8 @@ use crate::{
     maps::Maps,
     net::{self, Host, Link, Netlink},
     object,
-    records::{self, Clock, cell_of, frontend_at, wide},
+    records::wide,
+    store::Store,
     sys,
 };
 
@@ -43,14 +37,10 @@ const OVERHEAD6: u32 = 40 + 8 + 8 + 14;
 /// in the kernel as it is: forwarding goes on.
 pub struct Dataplane {
     pub(crate) options: Options,
-    pub(crate) maps: Maps,
-    pub(crate) clock: Clock,
+    pub(crate) store: Store,
     pub(crate) hooks: Hooks,
     netlink: Netlink,
     missing: BTreeSet<String>,
-    /// Counter positions of published ports; the kernel's `PORTS` has them too.
-    pub(crate) counters: BTreeMap<Frontend, u32>,
-    free_counters: Vec<u32>,
 }
 
 impl Dataplane {
@@ -70,15 +60,11 @@ impl Dataplane {
         let hooks = Hooks::new(object, options.links_dir(), options.attach);
         let mut plane = Self {
             options: options.clone(),
-            maps,
-            clock,
+            store: Store::new(maps, clock),
             hooks,
             netlink,
             missing: BTreeSet::new(),
-            counters: BTreeMap::new(),
-            free_counters: Vec::new(),
         };
-        plane.restore_counters();
         let host = plane.netlink.host()?;
         let tunnel = plane.ensure_tunnel(&host)?;
         plane.write_config(&host, &tunnel, csum_ipv6_flag)?;
@@ -91,13 +77,23 @@ impl Dataplane {
 
     /// Sizes of the kernel's arrays.
     pub fn limits(&self) -> Limits {
-        Limits {
-            backends: self.maps.backends.len(),
-            cells: self.maps.picks.len(),
-            records: self.maps.records.len(),
-            nodes: self.maps.nodes.len(),
-            services: weir_abi::size::SERVICES,
-        }
+        self.store.limits()
+    }
+
+    /// What the maps hold now, read from the kernel.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn installed(&self) -> Result<Installed, Error> {
+        self.store.installed()
+    }
+
+    /// Applies one operation. An error leaves the maps as they were before it.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn apply(&mut self, op: &MapOp) -> Result<(), Error> {
+        self.store.apply(op)
     }
 
     /// What is attached where.
@@ -173,14 +169,14 @@ impl Dataplane {
             csum_ipv6_flag,
             mss4: (mtu - 40).min(u16::MAX.into()) as u16,
             mss6: (mtu - 60).min(u16::MAX.into()) as u16,
-            hz: self.clock.hz,
+            hz: self.store.clock.hz,
             relay4: RELAY4.octets(),
             source4: octets4(source4),
             relay6: RELAY6.octets(),
             source6: octets6(source6),
         };
-        if self.maps.config.get(0) != config {
-            self.maps.config.set(0, config);
+        if self.store.maps.config.get(0) != config {
+            self.store.maps.config.set(0, config);
         }
         if let Some(source) = source4 {
             self.netlink.route(RELAY4.into(), tunnel.index, source)?;
@@ -232,7 +228,7 @@ impl Dataplane {
             host = self.netlink.host()?;
         }
         let tunnel = self.ensure_tunnel(&host)?;
-        self.write_config(&host, &tunnel, self.maps.config.get(0).csum_ipv6_flag)?;
+        self.write_config(&host, &tunnel, self.store.maps.config.get(0).csum_ipv6_flag)?;
         self.sync_addresses(&host)?;
         let mut wanted = BTreeSet::from([("tun_in", tunnel.index), ("tun_out", tunnel.index)]);
         self.try_attach("tun_in", &tunnel, Side::Ingress);
@@ -298,6 +294,7 @@ impl Dataplane {
         wanted.extend(self.options.addresses.iter().map(|addr| wide(*addr)));
         wanted.insert(wide(self.options.address));
         let have: BTreeSet<[u8; 16]> = self
+            .store
             .maps
             .local
             .keys()
@@ -305,214 +302,20 @@ impl Dataplane {
             .into_iter()
             .collect();
         for addr in wanted.difference(&have) {
-            self.maps.local.set(addr, &1).tried(|| "add an address of the node".to_owned())?;
+            self.store
+                .maps
+                .local
+                .set(addr, &1)
+                .tried(|| "add an address of the node".to_owned())?;
         }
         for addr in have.difference(&wanted) {
-            self.maps.local.remove(addr).tried(|| "remove an address of the node".to_owned())?;
+            self.store
+                .maps
+                .local
+                .remove(addr)
+                .tried(|| "remove an address of the node".to_owned())?;
         }
         Ok(())
-    }
-
-    // --- what the maps hold ---
-
-    /// What the maps hold now, read from the kernel.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub fn installed(&self) -> Result<Installed, Error> {
-        let mut installed = Installed::default();
-        for index in 1..self.maps.nodes.len() {
-            if let Some(record) = records::node_from_abi(&self.maps.nodes.get(index)) {
-                installed.nodes.insert(NodeIndex(index as u16), record);
-            }
-        }
-        for index in 1..self.maps.backends.len() {
-            let backend = self.maps.backends.get(index);
-            if let Some(record) = records::backend_from_abi(&backend) {
-                installed.backends.insert(BackendIndex(index), record);
-            }
-            if backend.generation != 0 {
-                let generation = BackendGeneration(backend.generation);
-                installed.generations.insert(BackendIndex(index), generation);
-            }
-        }
-        for slot in 1..self.maps.records.len() {
-            let service = self.maps.records.get(slot);
-            if let Some(record) = records::service_from_abi(&service, self.clock) {
-                for region in [record.pick4, record.pick6, record.local4, record.local6] {
-                    self.read_region(region, &mut installed);
-                }
-                installed.records.insert(Slot(slot), record);
-            }
-        }
-        for cell in 0..self.maps.ports.len() {
-            let record = self.maps.ports.get(cell).record;
-            if record != 0 && let Some(frontend) = frontend_at(cell) {
-                installed.ports.insert(frontend, Slot(record));
-            }
-        }
-        let what = || "list the tags in the kernel".to_owned();
-        for key in self.maps.tags.keys().tried(what)? {
-            if let Some(index) = self.maps.tags.get(&key).tried(what)? {
-                let tag = (ServiceId(key.service), Tag(key.tag));
-                installed.tags.insert(tag, BackendIndex(index));
-            }
-        }
-        Ok(installed)
-    }
-
-    fn read_region(&self, region: Region, installed: &mut Installed) {
-        if region.len == 0 {
-            return;
-        }
-        installed.regions.entry(region.offset).or_insert_with(|| {
-            (region.offset..region.offset + region.len)
-                .map(|cell| BackendIndex(self.maps.picks.get(cell)))
-                .collect()
-        });
-    }
-
-    /// Applies one operation. An error leaves the maps as they were before it.
-    ///
-    /// # Errors
-    /// When the kernel refuses it.
-    pub fn apply(&mut self, op: &MapOp) -> Result<(), Error> {
-        let maps = &self.maps;
-        match op {
-            MapOp::SetNode(index, record) => {
-                let old = records::node_from_abi(&maps.nodes.get(index.0.into()));
-                maps.nodes.set(index.0.into(), records::node_to_abi(record));
-                let what = || format!("let node {} send", record.address);
-                maps.senders.set(&wide(record.address), &index.0.into()).tried(what)?;
-                if let Some(old) = old.filter(|old| old.address != record.address) {
-                    self.forget_sender(old.address, *index)?;
-                }
-            }
-            MapOp::RemoveNode(index) => {
-                if let Some(old) = records::node_from_abi(&maps.nodes.get(index.0.into())) {
-                    self.forget_sender(old.address, *index)?;
-                }
-                maps.nodes.set(index.0.into(), weir_abi::Node::default());
-            }
-            MapOp::SetBackend(index, record) => self.set_backend(*index, record)?,
-            MapOp::RemoveBackend(index) => {
-                let generation = maps.backends.get(index.0).generation;
-                let empty = weir_abi::Backend { generation, ..weir_abi::Backend::default() };
-                self.write_backend(*index, empty);
-            }
-            MapOp::WriteRegion { offset, cells } => {
-                for (cell, backend) in (*offset..).zip(cells) {
-                    maps.picks.set(cell, backend.0);
-                }
-            }
-            MapOp::FreeRegion { .. } => {}
-            MapOp::SetRecord(slot, record) => {
-                maps.records.set(slot.0, records::service_to_abi(record, self.clock));
-            }
-            MapOp::RemoveRecord(slot) => maps.records.set(slot.0, weir_abi::Service::default()),
-            MapOp::Publish(frontend, slot) => self.publish(*frontend, *slot)?,
-            MapOp::Withdraw(frontend) => {
-                maps.ports.publish(cell_of(*frontend), 0, 0);
-                if let Some(counters) = self.counters.remove(frontend) {
-                    self.free_counters.push(counters);
-                }
-            }
-            MapOp::SetTag(service, tag, index) => {
-                let key = TagKey { service: service.0, tag: tag.0 };
-                let what = || format!("let tag {} mean backend {}", tag.0, index.0);
-                maps.tags.set(&key, &index.0).tried(what)?;
-            }
-            MapOp::RemoveTag(service, tag) => {
-                let key = TagKey { service: service.0, tag: tag.0 };
-                maps.tags.remove(&key).tried(|| format!("forget tag {}", tag.0))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn forget_sender(&self, address: IpAddr, index: NodeIndex) -> Result<(), Error> {
-        let what = || format!("forget node {address}");
-        let key = wide(address);
-        if self.maps.senders.get(&key).tried(what)? == Some(index.0.into()) {
-            self.maps.senders.remove(&key).tried(what)?;
-        }
-        Ok(())
-    }
-
-    fn set_backend(
-        &mut self,
-        index: BackendIndex,
-        record: &weir_mesh::install::BackendRecord,
-    ) -> Result<(), Error> {
-        let old = self.maps.backends.get(index.0);
-        let new = records::backend_to_abi(record);
-        if old.ident != new.ident || old.generation != new.generation {
-            let what = || format!("clear the counters of backend {}", index.0);
-            self.maps.backend_stats.clear(index.0).tried(what)?;
-        }
-        self.write_backend(index, new);
-        Ok(())
-    }
-
-    /// The first word of a backend (generation, state, way, interface) decides whether the rest is
-    /// read, so it is written last; while the rest changes under a live backend, flows see either
-    /// address of the same task.
-    fn write_backend(&self, index: BackendIndex, backend: weir_abi::Backend) {
-        let old = self.maps.backends.get(index.0);
-        let same_body = weir_abi::Backend {
-            generation: old.generation,
-            state: old.state,
-            via: old.via,
-            ifindex: old.ifindex,
-            ..backend
-        } == old;
-        if !same_body {
-            let closed = weir_abi::Backend {
-                generation: old.generation,
-                state: old.state,
-                via: old.via,
-                ifindex: old.ifindex,
-                ..backend
-            };
-            self.maps.backends.set(index.0, closed);
-        }
-        let word = u64::from(backend.generation)
-            | u64::from(backend.state) << 16
-            | u64::from(backend.via) << 24
-            | u64::from(backend.ifindex) << 32;
-        self.maps.backends.publish(index.0, 0, u64::from_le(word));
-    }
-
-    fn publish(&mut self, frontend: Frontend, slot: Slot) -> Result<(), Error> {
-        let counters = match self.counters.get(&frontend) {
-            Some(counters) => *counters,
-            None => {
-                let what = || {
-                    format!("publish {}/{}", frontend.port, frontend.protocol)
-                };
-                let counters = self.free_counters.pop().ok_or_else(|| {
-                    Error::new(what(), "all counters of published ports are in use")
-                })?;
-                self.maps.frontend_stats.clear(counters).tried(what)?;
-                self.counters.insert(frontend, counters);
-                counters
-            }
-        };
-        let word = u64::from(slot.0) | u64::from(counters) << 32;
-        self.maps.ports.publish(cell_of(frontend), 0, u64::from_le(word));
-        Ok(())
-    }
-
-    fn restore_counters(&mut self) {
-        for cell in 0..self.maps.ports.len() {
-            let PortCell { record, counters } = self.maps.ports.get(cell);
-            if record != 0 && let Some(frontend) = frontend_at(cell) {
-                self.counters.insert(frontend, counters);
-            }
-        }
-        let used: BTreeSet<u32> = self.counters.values().copied().collect();
-        self.free_counters =
-            (0..weir_abi::size::FRONTENDS).rev().filter(|index| !used.contains(index)).collect();
     }
 
     /// Removes what agents with another layout of the maps left, now that ours forwards.
@@ -564,9 +367,9 @@ fn prepare_pins(options: &Options) -> Result<(), Error> {
         return Err(Error::new(what(), "this is not on a BPF file system")
             .remedy("mount one: `mount -t bpf bpf /sys/fs/bpf`, or set dataplane.pin"));
     }
-    if !sys::is_cgroup2(&options.cgroup).tried(|| {
-        format!("look at the cgroup {}", options.cgroup.display())
-    })? {
+    if !sys::is_cgroup2(&options.cgroup)
+        .tried(|| format!("look at the cgroup {}", options.cgroup.display()))?
+    {
         return Err(Error::new(
             format!("use the cgroup {}", options.cgroup.display()),
             "this is not on a cgroup2 file system",

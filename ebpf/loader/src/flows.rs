@@ -125,7 +125,8 @@ impl Dataplane {
         let active = &mut census.active;
         let mut count = |flow: &Forward| {
             let ended = flow_flag::RESET | flow_flag::CLIENT_FIN | flow_flag::TASK_FIN;
-            let backend = self.maps.backends.get(flow.backend.min(self.maps.backends.len() - 1));
+            let backend =
+                self.store.maps.backends.get(flow.backend.min(self.store.maps.backends.len() - 1));
             let same = backend.generation == flow.generation
                 && backend.state != backend_state::GONE
                 && backend.ident != 0;
@@ -134,32 +135,32 @@ impl Dataplane {
             }
         };
         let what = || "read the flow tables".to_owned();
-        let (gone4, left4) = sweep(&self.maps.forward4, &judge, &mut count).tried(what)?;
-        let (gone6, left6) = sweep(&self.maps.forward6, &judge, &mut count).tried(what)?;
-        let (back4, stay4) = sweep(&self.maps.reverse4, &judge, |_| {}).tried(what)?;
-        let (back6, stay6) = sweep(&self.maps.reverse6, &judge, |_| {}).tried(what)?;
+        let (gone4, left4) = sweep(&self.store.maps.forward4, &judge, &mut count).tried(what)?;
+        let (gone6, left6) = sweep(&self.store.maps.forward6, &judge, &mut count).tried(what)?;
+        let (back4, stay4) = sweep(&self.store.maps.reverse4, &judge, |_| {}).tried(what)?;
+        let (back6, stay6) = sweep(&self.store.maps.reverse6, &judge, |_| {}).tried(what)?;
         census.expired = gone4 + gone6 + back4 + back6;
         census.forward = left4 + left6;
         census.reverse = stay4 + stay6;
-        census.sockets = self.maps.sockets.visit(|_, _| {}).tried(what)?;
+        census.sockets = self.store.maps.sockets.visit(|_, _| {}).tried(what)?;
         census.took = begin.elapsed();
         Ok(census)
     }
 
     fn judge(&self) -> Result<Judge, Error> {
-        let timeouts = (1..self.maps.records.len())
-            .map(|slot| self.maps.records.get(slot))
+        let timeouts = (1..self.store.maps.records.len())
+            .map(|slot| self.store.maps.records.get(slot))
             .filter(|record| record.ident != 0)
             .map(|record| (record.id, record.timeouts))
             .collect();
         let default = weir_mesh::Timeouts::default();
         let fallback = Timeouts {
-            tcp_syn: self.clock.jiffies(default.tcp_syn),
-            tcp_established: self.clock.jiffies(default.tcp_established),
-            tcp_fin: self.clock.jiffies(default.tcp_fin),
-            tcp_reset: self.clock.jiffies(default.tcp_reset),
-            udp_one_way: self.clock.jiffies(default.udp_one_way),
-            udp_both_ways: self.clock.jiffies(default.udp_both_ways),
+            tcp_syn: self.store.clock.jiffies(default.tcp_syn),
+            tcp_established: self.store.clock.jiffies(default.tcp_established),
+            tcp_fin: self.store.clock.jiffies(default.tcp_fin),
+            tcp_reset: self.store.clock.jiffies(default.tcp_reset),
+            udp_one_way: self.store.clock.jiffies(default.udp_one_way),
+            udp_both_ways: self.store.clock.jiffies(default.udp_both_ways),
         };
         Ok(Judge { now: kernel::jiffies(self.hooks.object())?, timeouts, fallback })
     }

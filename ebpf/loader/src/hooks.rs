@@ -142,11 +142,12 @@ impl Hooks {
         for (program, kind) in SOCKET_PROGRAMS {
             let target = std::os::fd::AsRawFd::as_raw_fd(&directory) as u32;
             let pin = format!("{program}-cgroup");
-            let held = self.link(program, &pin, target, kind, id).tried(|| {
-                format!("attach {program} to the cgroup {}", path.display())
-            })?;
+            let held = self
+                .link(program, &pin, target, kind, id)
+                .tried(|| format!("attach {program} to the cgroup {}", path.display()))?;
             let label = format!("{program}@cgroup");
-            self.attached.insert(pin, Attached { label, how: "cgroup", ifindex: 0, _link: Some(held) });
+            self.attached
+                .insert(pin, Attached { label, how: "cgroup", ifindex: 0, _link: Some(held) });
         }
         Ok(())
     }

@@ -15,8 +15,11 @@ mod net;
 mod object;
 mod records;
 mod stats;
+mod store;
 mod sys;
 mod table;
+#[cfg(feature = "trial")]
+mod trial;
 mod uninstall;
 
 use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, path::PathBuf};
@@ -27,6 +30,8 @@ pub use error::Error;
 pub use flows::FlowCensus;
 pub use object::object_digest;
 pub use stats::{Counters, Stats};
+#[cfg(feature = "trial")]
+pub use trial::{Ran, Trial};
 
 /// How programs are attached to network interfaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -355,7 +355,9 @@ mod tests {
     #[test]
     fn the_interface_with_the_longest_prefix_leads_to_an_address() {
         let mut host = Host::default();
-        for (index, addr, prefix) in [(1, "172.18.0.1", 16), (2, "172.18.5.1", 24), (3, "0.0.0.1", 0)] {
+        for (index, addr, prefix) in
+            [(1, "172.18.0.1", 16), (2, "172.18.5.1", 24), (3, "0.0.0.1", 0)]
+        {
             host.links.insert(index, Link { index, ..Link::default() });
             host.addresses.push(Address { ifindex: index, addr: addr.parse().unwrap(), prefix });
         }

@@ -39,7 +39,10 @@ fn default_flow_capacity() -> u32 {
         })
         .unwrap_or(1 << 20);
     let flows = total * 1024 / 200 / BYTES_A_FLOW;
-    (flows as u32).clamp(1 << 14, weir_abi::size::FLOWS).next_power_of_two().min(weir_abi::size::FLOWS)
+    (flows as u32)
+        .clamp(1 << 14, weir_abi::size::FLOWS)
+        .next_power_of_two()
+        .min(weir_abi::size::FLOWS)
 }
 
 fn explain(error: &aya::EbpfError) -> Error {

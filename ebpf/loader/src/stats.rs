@@ -8,6 +8,7 @@ use weir_mesh::install::{BackendIndex, Frontend};
 use crate::{
     Dataplane,
     error::{Error, Tried as _},
+    store::Store,
 };
 
 /// Packets and bytes in each direction, and connections.
@@ -57,6 +58,12 @@ impl Dataplane {
     /// # Errors
     /// When a map cannot be read.
     pub fn stats(&self) -> Result<Stats, Error> {
+        self.store.stats()
+    }
+}
+
+impl Store {
+    pub(crate) fn stats(&self) -> Result<Stats, Error> {
         let what = || "read the kernel's counters".to_owned();
         let mut stats = Stats::default();
         for (frontend, index) in &self.counters {

@@ -161,11 +161,7 @@ pub(crate) fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
 }
 
 /// The key after `key`, or the first one.
-pub(crate) fn next_key<K>(
-    map: BorrowedFd<'_>,
-    key: Option<&K>,
-    next: *mut K,
-) -> io::Result<bool> {
+pub(crate) fn next_key<K>(map: BorrowedFd<'_>, key: Option<&K>, next: *mut K) -> io::Result<bool> {
     let key = key.map_or(0, |key| pointer(key));
     let mut attr = Element { map: fd(map), pad: 0, key, value: pointer(next), flags: 0 };
     match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
@@ -280,12 +276,12 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
 
 /// Whether a path lies on a BPF file system.
 pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
-    filesystem(path).map(|magic| magic == libc::BPF_FS_MAGIC as i64)
+    filesystem(path).map(|magic| magic == libc::BPF_FS_MAGIC)
 }
 
 /// Whether a path lies on a cgroup2 file system.
 pub(crate) fn is_cgroup2(path: &Path) -> io::Result<bool> {
-    filesystem(path).map(|magic| magic == libc::CGROUP2_SUPER_MAGIC as i64)
+    filesystem(path).map(|magic| magic == libc::CGROUP2_SUPER_MAGIC)
 }
 
 fn filesystem(path: &Path) -> io::Result<i64> {

@@ -81,7 +81,12 @@ impl<K: Copy, V: Copy> Table<K, V> {
                 sys::lookup_batch(self.fd.as_fd(), &mut cursor, keys_at, values_at, BATCH)?;
             for at in 0..count {
                 // SAFETY: the kernel has filled `count` of each.
-                unsafe { visit((*keys_at.add(at)).assume_init_ref(), (*values_at.add(at)).assume_init_ref()) };
+                unsafe {
+                    visit(
+                        (*keys_at.add(at)).assume_init_ref(),
+                        (*values_at.add(at)).assume_init_ref(),
+                    )
+                };
             }
             seen += count as u64;
             if end || count == 0 {

@@ -5,7 +5,8 @@ use std::{fs, path::Path};
 use crate::{
     Dataplane, Options,
     error::{Error, Tried as _},
-    hooks, net::Netlink,
+    hooks,
+    net::Netlink,
 };
 
 impl Dataplane {
