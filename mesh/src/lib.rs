@@ -1,0 +1,24 @@
+//! The mesh as data, and what must change next.
+//!
+//! This crate is the pure core of weir: it does no I/O, reads no clock and opens no socket, so that
+//! every decision can be tested by calling a function. Read [`service`] for what a mesh consists
+//! of, [`snapshot`] for the immutable whole that everything else consumes, [`install`] for the
+//! mirror of what the kernel holds, and [`plan`] for how the one becomes the other.
+#![forbid(unsafe_code)]
+
+pub mod balance;
+pub mod ident;
+pub mod install;
+pub mod plan;
+pub mod ports;
+pub mod service;
+pub mod snapshot;
+
+pub use ident::Ident;
+pub use install::{Installed, MapOp};
+pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
+pub use service::{
+    Balance, Node, NodeName, Port, Protocol, PublishMode, PublishedPort, Service, ServiceName,
+    TargetPort, Task, TaskName, TaskState, Timeouts,
+};
+pub use snapshot::{Generation, MeshSnapshot};

@@ -1,0 +1,259 @@
+//! Which services must be looked at: those that changed, and those for which time has come.
+//!
+//! A plan after a small change must not cost what a plan from scratch costs, so the planner
+//! remembers what it saw and compares. Everything it remembers here may be forgotten at any time:
+//! the next plan then looks at every service and finds the same.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{LocalView, Problem, run::Run};
+use crate::{
+    ident::Ident,
+    install::{Frontend, NodeIndex, ServiceId},
+    service::{NodeName, PublishMode, Service, ServiceName, TaskState},
+};
+
+/// What earlier plans saw.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory {
+    local: Option<LocalView>,
+    /// The indexes of the nodes of the snapshot.
+    pub(super) nodes: BTreeMap<NodeName, NodeIndex>,
+    pub(super) services: BTreeMap<ServiceName, Known>,
+    names: BTreeMap<Ident, ServiceName>,
+    /// Which services want a port on this node; the first by name has it.
+    claims: BTreeMap<Frontend, BTreeSet<ServiceName>>,
+    /// What is wrong, by service. Only services with problems are here.
+    pub(super) problems: BTreeMap<ServiceName, Vec<Problem>>,
+    /// Services for which there was not enough of something.
+    pub(super) unsettled: BTreeSet<ServiceName>,
+    /// The same, of those that left the snapshot.
+    pub(super) unsettled_gone: BTreeSet<ServiceId>,
+    /// Services that left the snapshot while something of them is still installed.
+    pub(super) gone: BTreeSet<ServiceId>,
+}
+
+/// A service as it was seen last.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) ident: Ident,
+    service: Service,
+    claims: BTreeSet<Frontend>,
+}
+
+/// The services to look at.
+#[derive(Debug, Default)]
+pub(super) struct Todo<'a> {
+    pub(super) services: BTreeSet<&'a ServiceName>,
+    pub(super) gone: BTreeSet<ServiceId>,
+}
+
+impl Memory {
+    /// The service that has a port on this node.
+    pub(super) fn winner(&self, frontend: Frontend) -> Option<&ServiceName> {
+        self.claims.get(&frontend)?.first()
+    }
+
+    fn claim(&mut self, name: &ServiceName, claims: &BTreeSet<Frontend>) {
+        for frontend in claims {
+            self.claims.entry(*frontend).or_default().insert(name.clone());
+        }
+    }
+
+    fn unclaim(&mut self, name: &ServiceName, claims: &BTreeSet<Frontend>) {
+        for frontend in claims {
+            if let Some(claimants) = self.claims.get_mut(frontend) {
+                claimants.remove(name);
+                if claimants.is_empty() {
+                    self.claims.remove(frontend);
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Run<'a> {
+    /// Forgets everything when it is about another node. Answers whether nothing is remembered.
+    pub(super) fn forget_if_new(&mut self) -> bool {
+        let memory = &mut self.planner.memory;
+        let same = memory.local.as_ref().is_some_and(|local| local.node == self.local.node);
+        if !same {
+            *memory = Memory::default();
+        }
+        !same
+    }
+
+    /// Brings the memory up to date and answers what is to be looked at.
+    pub(super) fn find_changes(&mut self, moved: &BTreeSet<NodeName>) -> Todo<'a> {
+        let mut todo = Todo::default();
+        let (changed, vanished) = self.compare();
+        for name in vanished {
+            self.forget_service(&name, &mut todo);
+        }
+        for name in changed {
+            self.learn_service(name, &mut todo);
+        }
+        self.add_local_changes(&mut todo);
+        self.add_moved(moved, &mut todo);
+        self.add_due(&mut todo);
+        let unsettled = std::mem::take(&mut self.planner.memory.unsettled);
+        unsettled.iter().for_each(|name| self.add_service(name, &mut todo));
+        let gone = std::mem::take(&mut self.planner.memory.unsettled_gone);
+        todo.gone.extend(gone.intersection(&self.planner.memory.gone));
+        todo
+    }
+
+    /// At the first plan: services of which something is installed and that are not in the mesh.
+    pub(super) fn find_strangers(&mut self, todo: &mut Todo<'a>) {
+        let planner = &mut *self.planner;
+        for id in planner.draft.services() {
+            let ident = planner.draft.hold(id).and_then(|hold| hold.ident);
+            let present = ident.is_some_and(|ident| {
+                planner.memory.names.contains_key(&ident)
+                    && planner.draft.service_id(ident) == Some(id)
+            });
+            if !present {
+                planner.memory.gone.insert(id);
+                todo.gone.insert(id);
+            }
+        }
+    }
+
+    /// Walks through what is known and what is wanted side by side, both ordered by name.
+    fn compare(&self) -> (Vec<&'a ServiceName>, Vec<ServiceName>) {
+        let (mut changed, mut vanished) = (Vec::new(), Vec::new());
+        let mut known = self.planner.memory.services.iter().peekable();
+        for (name, service) in &self.snapshot.services {
+            loop {
+                let order = known.peek().map_or(Ordering::Greater, |(old, _)| (*old).cmp(name));
+                if order == Ordering::Greater {
+                    changed.push(name);
+                    break;
+                }
+                let Some((old_name, old)) = known.next() else { break };
+                if order == Ordering::Less {
+                    vanished.push(old_name.clone());
+                    continue;
+                }
+                if old.service != *service {
+                    changed.push(name);
+                }
+                break;
+            }
+        }
+        vanished.extend(known.map(|(name, _)| name.clone()));
+        (changed, vanished)
+    }
+
+    fn forget_service(&mut self, name: &ServiceName, todo: &mut Todo<'a>) {
+        let memory = &mut self.planner.memory;
+        memory.problems.remove(name);
+        memory.unsettled.remove(name);
+        let Some(known) = memory.services.remove(name) else { return };
+        memory.names.remove(&known.ident);
+        memory.unclaim(name, &known.claims);
+        if let Some(id) = self.planner.draft.service_id(known.ident) {
+            self.planner.memory.gone.insert(id);
+            todo.gone.insert(id);
+        }
+        self.add_claimants(&known.claims, todo);
+    }
+
+    fn learn_service(&mut self, name: &'a ServiceName, todo: &mut Todo<'a>) {
+        let service = &self.snapshot.services[name];
+        let claims = self.claims_of(service);
+        let memory = &mut self.planner.memory;
+        let old = memory.services.remove(name);
+        let ident = old.as_ref().map_or_else(|| Ident::of_service(name), |known| known.ident);
+        let old = old.map(|known| known.claims).unwrap_or_default();
+        memory.unclaim(name, &old);
+        memory.claim(name, &claims);
+        memory.names.insert(ident, name.clone());
+        todo.services.insert(name);
+        let contested = old.symmetric_difference(&claims).copied().collect();
+        memory.services.insert(name.clone(), Known { ident, service: service.clone(), claims });
+        self.add_claimants(&contested, todo);
+    }
+
+    /// The ports that a service wants on this node: in host mode only where a task of it runs.
+    fn claims_of(&self, service: &Service) -> BTreeSet<Frontend> {
+        let runs_here = service
+            .tasks
+            .iter()
+            .any(|task| task.node == self.local.node && task.state != TaskState::Down);
+        let wanted = |mode| match mode {
+            PublishMode::Ingress => true,
+            PublishMode::Host => runs_here,
+        };
+        let ports = service.ports.iter().filter(|port| wanted(port.mode));
+        ports.map(|port| Frontend { protocol: port.protocol, port: port.published }).collect()
+    }
+
+    fn add_claimants(&self, frontends: &BTreeSet<Frontend>, todo: &mut Todo<'a>) {
+        for frontend in frontends {
+            for name in self.planner.memory.claims.get(frontend).into_iter().flatten() {
+                self.add_service(name, todo);
+            }
+        }
+    }
+
+    fn add_service(&self, name: &ServiceName, todo: &mut Todo<'a>) {
+        if let Some((name, _)) = self.snapshot.services.get_key_value(name) {
+            todo.services.insert(name);
+        }
+    }
+
+    /// Services with a task whose way changed, or with a port that began or ceased to be withheld.
+    fn add_local_changes(&mut self, todo: &mut Todo<'a>) {
+        let old = self.planner.memory.local.take();
+        if let Some(old) = old.filter(|old| old != self.local) {
+            let addresses: BTreeSet<IpAddr> = differing(&old, self.local).collect();
+            let ports: BTreeSet<Frontend> =
+                old.withheld.symmetric_difference(&self.local.withheld).copied().collect();
+            self.add_claimants(&ports, todo);
+            let here = |service: &Service| {
+                let mut local = service.tasks.iter().filter(|task| task.node == self.local.node);
+                local.any(|task| task.addresses().any(|address| addresses.contains(&address)))
+            };
+            let touched = self.snapshot.services.iter().filter(|(_, service)| here(service));
+            todo.services.extend(touched.map(|(name, _)| name));
+            self.planner.memory.local = Some(old);
+        }
+        if self.planner.memory.local.as_ref() != Some(self.local) {
+            self.planner.memory.local = Some(self.local.clone());
+        }
+    }
+
+    fn add_moved(&self, moved: &BTreeSet<NodeName>, todo: &mut Todo<'a>) {
+        if !moved.is_empty() {
+            let there =
+                |service: &Service| service.tasks.iter().any(|task| moved.contains(&task.node));
+            let touched = self.snapshot.services.iter().filter(|(_, service)| there(service));
+            todo.services.extend(touched.map(|(name, _)| name));
+        }
+    }
+
+    /// Services of which something is due to leave.
+    fn add_due(&mut self, todo: &mut Todo<'a>) {
+        let planner = &*self.planner;
+        for id in planner.departures.due(&planner.draft, self.now) {
+            let ident = planner.draft.hold(id).and_then(|hold| hold.ident);
+            let ident = ident.filter(|ident| planner.draft.service_id(*ident) == Some(id));
+            match ident.and_then(|ident| planner.memory.names.get(&ident)) {
+                Some(name) => self.add_service(name, todo),
+                None => drop(todo.gone.insert(id)),
+            }
+        }
+    }
+}
+
+/// The addresses that are reached differently.
+fn differing<'a>(old: &'a LocalView, new: &'a LocalView) -> impl Iterator<Item = IpAddr> + 'a {
+    let changed = old.reach.iter().filter(|(address, via)| new.reach.get(address) != Some(via));
+    let added = new.reach.keys().filter(|address| !old.reach.contains_key(address));
+    changed.map(|(address, _)| address).chain(added).copied()
+}

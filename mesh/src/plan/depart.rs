@@ -1,0 +1,201 @@
+//! How things leave: a port first refuses new flows, a backend first drains, then each goes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{GRACE, Moment, Planner, draft::Draft, run::Run, stock::Freed};
+use crate::{
+    ident::{Ident, Tag},
+    install::{BackendIndex, BackendRecord, BackendState, Frontend, MapOp, ServiceId},
+    service::{Service, ServiceName, Timeouts},
+};
+
+/// What is leaving, and when its next step is due.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Departures {
+    /// A backend that drains is gone then; one that is gone is removed then.
+    backends: BTreeMap<BackendIndex, Moment>,
+    /// A port that refuses new flows is withdrawn then.
+    ports: BTreeMap<Frontend, Moment>,
+}
+
+impl Departures {
+    /// All deadlines.
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Moment> {
+        self.backends.values().chain(self.ports.values()).copied()
+    }
+
+    /// Forgets backends that are not the same any more.
+    pub(super) fn retain(&mut self, is_same: impl Fn(BackendIndex) -> bool) {
+        self.backends.retain(|index, _| is_same(*index));
+    }
+
+    /// The services of which something is due.
+    pub(super) fn due(&self, draft: &Draft, now: Moment) -> BTreeSet<ServiceId> {
+        let backends = self.backends.iter().filter(|(_, until)| **until <= now);
+        let backends = backends.filter_map(|(index, _)| draft.installed.backends.get(index));
+        let ports = self.ports.iter().filter(|(_, until)| **until <= now);
+        let ports = ports.filter_map(|(frontend, _)| draft.record_of(*frontend));
+        backends.map(|it| it.service).chain(ports.map(|it| it.service)).collect()
+    }
+}
+
+impl Run<'_> {
+    /// Takes the next step for every backend of a service that is not to stay.
+    pub(super) fn retire(
+        &mut self,
+        id: ServiceId,
+        service: Option<&Service>,
+        stay: &BTreeSet<BackendIndex>,
+        down: &BTreeSet<Ident>,
+    ) {
+        let Some(hold) = self.planner.draft.hold(id) else { return };
+        let backends: Vec<_> = hold.backends.iter().copied().collect();
+        let drain = service.map_or_else(|| drain_of(self.planner, id), |it| it.timeouts).drain;
+        for (ident, index) in backends {
+            let backend = self.planner.draft.installed.backends.get(&index).copied();
+            match backend.filter(|_| !stay.contains(&index)) {
+                None => drop(self.planner.departures.backends.remove(&index)),
+                Some(backend) if down.contains(&ident) => self.stop(index, &backend, drain),
+                Some(backend) => self.drain(index, &backend, drain),
+            }
+        }
+    }
+
+    /// A task that is down has nothing to drain. Its backend keeps its place for the drain time, so
+    /// that a task that comes back is the same backend.
+    fn stop(&mut self, index: BackendIndex, backend: &BackendRecord, drain: Duration) {
+        let until = self.now.after(drain);
+        if backend.state == BackendState::Gone {
+            self.planner.departures.backends.entry(index).or_insert(until);
+        } else {
+            self.set_state(index, backend, BackendState::Gone, until);
+        }
+    }
+
+    fn drain(&mut self, index: BackendIndex, backend: &BackendRecord, drain: Duration) {
+        let is_gone = backend.state == BackendState::Gone;
+        let first = self.now.after(if is_gone { GRACE } else { drain });
+        let until = *self.planner.departures.backends.entry(index).or_insert(first);
+        if !is_gone && until <= self.now {
+            self.set_state(index, backend, BackendState::Gone, self.now.after(GRACE));
+        } else if !is_gone {
+            self.set_state(index, backend, BackendState::Draining, until);
+        }
+    }
+
+    fn set_state(
+        &mut self,
+        index: BackendIndex,
+        backend: &BackendRecord,
+        state: BackendState,
+        until: Moment,
+    ) {
+        self.emit_backend(index, BackendRecord { state, ..*backend });
+        self.planner.departures.backends.insert(index, until);
+    }
+
+    /// Removes the backends of a service that are gone and have rested. A backend that is still
+    /// picked has to stay: its service found no room for a new region.
+    pub(super) fn remove_due(&mut self, id: ServiceId) {
+        let planner = &*self.planner;
+        let Some(hold) = planner.draft.hold(id) else { return };
+        let is_due = |index: &BackendIndex| {
+            let backend = planner.draft.installed.backends.get(index);
+            let until = planner.departures.backends.get(index);
+            backend.is_some_and(|it| it.state == BackendState::Gone)
+                && until.is_some_and(|until| *until <= self.now)
+        };
+        let mut due: BTreeSet<BackendIndex> =
+            hold.backends.iter().map(|(_, index)| *index).filter(is_due).collect();
+        if due.is_empty() {
+            return;
+        }
+        for region in planner.draft.regions_of(id) {
+            let cells = planner.draft.installed.regions.get(&region.offset);
+            for cell in cells.into_iter().flatten() {
+                due.remove(cell);
+            }
+        }
+        due.into_iter().for_each(|index| self.remove(id, index));
+    }
+
+    fn remove(&mut self, id: ServiceId, index: BackendIndex) {
+        let tags = self.planner.draft.tags_of(id).filter(|(_, tagged)| *tagged == index);
+        let tags: Vec<Tag> = tags.map(|(tag, _)| tag).collect();
+        self.planner.departures.backends.remove(&index);
+        for tag in tags {
+            self.emit(MapOp::RemoveTag(id, tag));
+            if let Some(heir) = self.heir_of(id, tag, index) {
+                self.emit(MapOp::SetTag(id, tag, heir));
+            }
+        }
+        self.emit(MapOp::RemoveBackend(index));
+        self.planner.freed.push(Freed::Backend(index));
+        self.note_if_gone(id);
+    }
+
+    /// Another task of the service that has the same tag and was not the first to have it.
+    fn heir_of(&self, id: ServiceId, tag: Tag, gone: BackendIndex) -> Option<BackendIndex> {
+        let planner = &*self.planner;
+        let is_heir = |index: &BackendIndex| {
+            let stays = *index != gone && !planner.departures.backends.contains_key(index);
+            let backend = planner.draft.installed.backends.get(index);
+            stays && backend.is_some_and(|it| it.tag == tag && it.via.is_local())
+        };
+        planner.draft.hold(id)?.backends.iter().map(|(_, index)| *index).find(is_heir)
+    }
+
+    /// Lets ports go that their services no longer have and no other service took over.
+    pub(super) fn close_ports(&mut self, id: ServiceId, name: Option<&ServiceName>) {
+        let ports = self.planner.draft.hold(id).map(|hold| hold.ports.clone());
+        for frontend in ports.unwrap_or_default() {
+            if name.is_some() && self.planner.memory.winner(frontend) == name {
+                self.planner.departures.ports.remove(&frontend);
+            } else {
+                self.close_port(id, name, frontend);
+            }
+        }
+    }
+
+    fn close_port(&mut self, id: ServiceId, name: Option<&ServiceName>, frontend: Frontend) {
+        let Some(record) = self.planner.draft.record_of(frontend).copied() else { return };
+        let first = self.now.after(record.timeouts.drain);
+        let until = *self.planner.departures.ports.entry(frontend).or_insert(first);
+        // A service that wants the port but found no room for it gets it without a gap later.
+        let awaited = self.planner.memory.winner(frontend).is_some();
+        if until <= self.now && !awaited {
+            self.withdraw(frontend);
+        } else if record != record.emptied() {
+            match self.planner.stock.take_slot(self.now) {
+                Ok(slot) => self.flip(frontend, slot, record.emptied()),
+                Err(resource) => {
+                    let service = self.name_of(id, name);
+                    let memory = &mut self.planner.memory;
+                    match name {
+                        Some(name) => drop(memory.unsettled.insert(name.clone())),
+                        None => drop(memory.unsettled_gone.insert(id)),
+                    }
+                    let problem = self.exhausted(service, resource);
+                    self.note_elsewhere(problem);
+                }
+            }
+        }
+    }
+
+    fn withdraw(&mut self, frontend: Frontend) {
+        let slot = self.planner.draft.installed.ports.get(&frontend).copied();
+        self.emit(MapOp::Withdraw(frontend));
+        self.planner.departures.ports.remove(&frontend);
+        slot.into_iter().for_each(|slot| self.drop_record(slot));
+    }
+}
+
+/// The timeouts that a service had when it was last seen.
+fn drain_of(planner: &Planner, id: ServiceId) -> Timeouts {
+    let mut ports = planner.draft.hold(id).into_iter().flat_map(|hold| &hold.ports);
+    let record = ports.find_map(|port| planner.draft.record_of(*port));
+    record.map_or_else(Timeouts::default, |record| record.timeouts)
+}

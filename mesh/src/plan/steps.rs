@@ -1,0 +1,61 @@
+//! The operations of one plan, sorted into the order in which they are safe.
+
+use crate::install::MapOp;
+
+/// Collects operations in the order of planning, service by service, and gives them out in the
+/// order of application: first everything that adds, from what is pointed at to what points;
+/// then everything that takes away, the other way round.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    phases: [Vec<MapOp>; PHASES],
+}
+
+const PHASES: usize = 13;
+const REMOVE_TAG: usize = 10;
+
+impl Steps {
+    /// Adds an operation.
+    pub(super) fn push(&mut self, op: MapOp) {
+        if let MapOp::SetTag(service, tag, _) = op {
+            // The tag passes from a backend that is being removed to another: setting it comes
+            // first, and removing it afterwards would take it from its new owner.
+            let passed_on = MapOp::RemoveTag(service, tag);
+            self.phases[REMOVE_TAG].retain(|removal| *removal != passed_on);
+        }
+        self.phases[phase(&op)].push(op);
+    }
+
+    /// Adds a backend that takes fewer flows than before. It must first leave the regions that are
+    /// picked from, or flows would meet it there.
+    pub(super) fn push_downgrade(&mut self, op: MapOp) {
+        self.phases[6].push(op);
+    }
+
+    /// Whether anything is taken away that can be used again later.
+    pub(super) fn frees_something(&self) -> bool {
+        self.phases[8..].iter().any(|phase| !phase.is_empty())
+    }
+
+    /// The operations in the order of application.
+    pub(super) fn into_ops(self) -> Vec<MapOp> {
+        self.phases.into_iter().flatten().collect()
+    }
+}
+
+fn phase(op: &MapOp) -> usize {
+    match op {
+        MapOp::SetNode(..) => 0,
+        MapOp::SetBackend(..) => 1,
+        MapOp::WriteRegion { .. } => 2,
+        MapOp::SetRecord(..) => 3,
+        MapOp::SetTag(..) => 4,
+        MapOp::Publish(..) => 5,
+        // 6: backends that take fewer flows than before.
+        MapOp::Withdraw(_) => 7,
+        MapOp::RemoveRecord(_) => 8,
+        MapOp::FreeRegion { .. } => 9,
+        MapOp::RemoveTag(..) => REMOVE_TAG,
+        MapOp::RemoveBackend(_) => 11,
+        MapOp::RemoveNode(_) => 12,
+    }
+}

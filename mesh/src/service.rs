@@ -1,0 +1,324 @@
+//! What a mesh consists of: nodes, services, published ports and tasks.
+//!
+//! The words are Docker's and the field's; `docs/glossary.md` defines each once.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU16,
+    str::FromStr,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Takes the name as it is; sources check what they accept.
+            pub fn new(name: impl Into<String>) -> Self {
+                Self(name.into())
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name_type!(
+    /// The name of a node, unique in the mesh.
+    NodeName
+);
+name_type!(
+    /// The name of a service, unique in the mesh.
+    ServiceName
+);
+name_type!(
+    /// The name of a task, unique within its service.
+    TaskName
+);
+
+/// A transport protocol that a port is published for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Transmission Control Protocol, IP protocol number 6.
+    Tcp,
+    /// User Datagram Protocol, IP protocol number 17.
+    Udp,
+}
+
+/// The port that clients connect to on a node: 1 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PublishedPort(pub NonZeroU16);
+
+/// The port that a task listens on: 1 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TargetPort(pub NonZeroU16);
+
+/// How a port is published; Docker's `mode=`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum PublishMode {
+    /// Every node answers, whichever node runs the task.
+    #[default]
+    Ingress,
+    /// Only a node that runs a task answers, with that task; the mesh is bypassed.
+    Host,
+}
+
+/// How a new flow chooses among the tasks of a service. Weights count in every mode.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Each task in turn (interleaved by weight).
+    #[default]
+    RoundRobin,
+    /// A task drawn by chance, in proportion to its weight.
+    Random,
+    /// Consistent hashing of the client's address and port: every node chooses the same task.
+    Maglev,
+}
+
+/// Whether a task takes new flows, and whether it keeps those it has.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskState {
+    /// Takes new flows.
+    #[default]
+    Active,
+    /// Keeps established flows, takes no new ones.
+    Draining,
+    /// Takes nothing; what it still has is reset.
+    Down,
+}
+
+/// A published port of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Port {
+    /// The protocol it is published for.
+    pub protocol: Protocol,
+    /// Where clients connect, on every node (ingress) or on the task's node (host).
+    pub published: PublishedPort,
+    /// Where the tasks listen.
+    pub target: TargetPort,
+    /// Through the mesh or past it.
+    pub mode: PublishMode,
+}
+
+/// A task: one instance of a service on one node. A backend, seen from the data plane.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Task {
+    /// Unique within the service.
+    pub name: TaskName,
+    /// The node that runs it.
+    pub node: NodeName,
+    /// The IPv4 address at which its own node reaches it.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address at which its own node reaches it.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its share of new flows, relative to the other tasks' weights; 0 takes none.
+    pub weight: u16,
+    /// Whether it takes flows.
+    pub state: TaskState,
+}
+
+/// How long the data plane remembers a flow that is silent, by what it last saw of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// TCP: SYN seen, no answer from the client yet.
+    pub tcp_syn: Duration,
+    /// TCP: established. Longer than the 7200 s keep-alive default of Linux and most others, so
+    /// that an idle connection with keep-alives is never cut.
+    pub tcp_established: Duration,
+    /// TCP: both sides have sent FIN.
+    pub tcp_fin: Duration,
+    /// TCP: RST seen.
+    pub tcp_reset: Duration,
+    /// UDP: only one side has spoken.
+    pub udp_one_way: Duration,
+    /// UDP: both sides have spoken.
+    pub udp_both_ways: Duration,
+    /// How long a task that left the desired state may keep its established flows.
+    pub drain: Duration,
+}
+
+/// A service: what is published, and the tasks that serve it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Service {
+    /// Unique in the mesh.
+    pub name: ServiceName,
+    /// How new flows choose a task.
+    pub balance: Balance,
+    /// Published ports, in order, without duplicates.
+    pub ports: Vec<Port>,
+    /// Tasks, ordered by name.
+    pub tasks: Vec<Task>,
+    /// Timeouts of its flows.
+    pub timeouts: Timeouts,
+}
+
+/// A host that runs a weir agent.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Node {
+    /// Unique in the mesh.
+    pub name: NodeName,
+    /// The underlay address: where the tunnels of other nodes end, and where they come from.
+    pub address: IpAddr,
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// The IP protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// Both, in a fixed order.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            _ => Err(()),
+        }
+    }
+}
+
+// === impl PublishedPort, TargetPort ===
+
+impl PublishedPort {
+    /// `None` for port 0.
+    pub fn new(port: u16) -> Option<Self> {
+        NonZeroU16::new(port).map(Self)
+    }
+
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for PublishedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl TargetPort {
+    /// `None` for port 0.
+    pub fn new(port: u16) -> Option<Self> {
+        NonZeroU16::new(port).map(Self)
+    }
+
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for TargetPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+// === impl Balance, TaskState, PublishMode ===
+
+impl Balance {
+    /// The word used in configuration, status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+            Self::Maglev => "maglev",
+        }
+    }
+}
+
+impl TaskState {
+    /// The word used in configuration, status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl PublishMode {
+    /// The word used in configuration, status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Host => "host",
+        }
+    }
+}
+
+// === impl Task ===
+
+impl Task {
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+// === impl Timeouts ===
+
+impl Default for Timeouts {
+    /// `docs/datapath.md` says where each figure comes from.
+    fn default() -> Self {
+        Self {
+            tcp_syn: Duration::from_secs(20),
+            tcp_established: Duration::from_secs(8000),
+            tcp_fin: Duration::from_secs(30),
+            tcp_reset: Duration::from_secs(10),
+            udp_one_way: Duration::from_secs(60),
+            udp_both_ways: Duration::from_secs(180),
+            drain: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The planner against a kernel that checks every operation.
+
+mod properties;
+mod scale;
+mod scenarios;
+mod world;

@@ -1,0 +1,359 @@
+//! Random meshes, changed at random, at random moments, with failures and restarts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use weir_mesh::{
+    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Planner, Port, Problem,
+    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
+    TaskState, Timeouts,
+    install::{BackendState, Frontend, Via},
+};
+
+use crate::world::{HERE, World, address_of, node, picked};
+
+/// What happens between two plans.
+#[derive(Clone)]
+struct Step {
+    wait: u64,
+    /// Services that change: to this, or away.
+    services: BTreeMap<&'static str, Option<Service>>,
+    nodes: BTreeSet<u8>,
+    /// Local tasks with these numbers are not reached.
+    unreached: BTreeSet<u8>,
+    withheld: BTreeSet<Frontend>,
+    end: End,
+}
+
+impl fmt::Debug for Step {
+    /// A step a line, since a failing story is read as a whole.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after {}s nodes {:?}", self.wait, self.nodes)?;
+        write!(f, " unreached {:?} withheld {:?}", self.unreached, self.withheld)?;
+        for (name, service) in &self.services {
+            let Some(service) = service else {
+                write!(f, " | {name} goes")?;
+                continue;
+            };
+            write!(f, " | {name} {} drain={:?}", service.balance.as_str(), service.timeouts.drain)?;
+            for Port { protocol, published, target, mode } in &service.ports {
+                write!(f, " {protocol}/{published}:{target}/{}", mode.as_str())?;
+            }
+            for task in &service.tasks {
+                write!(f, " {}@{} {}*{}", task.name, task.node, task.state.as_str(), task.weight)?;
+                write!(f, " {:?}", task.addresses().collect::<Vec<_>>())?;
+            }
+        }
+        write!(f, " | {:?}", self.end)
+    }
+}
+
+/// What becomes of the plan.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Applied,
+    /// The agent restarts after it was applied.
+    Restart,
+    /// An operation fails, and the maps are read again.
+    Resync(prop::sample::Index),
+    /// The rest of the operations is forgotten.
+    Dropped(prop::sample::Index),
+}
+
+const NAMES: [&str; 4] = ["api", "db", "mail", "web"];
+
+fn frontend() -> impl Strategy<Value = Frontend> {
+    (prop::sample::select(&Protocol::ALL[..]), 80_u16..84)
+        .prop_map(|(protocol, port)| Frontend { protocol, port: PublishedPort::new(port).unwrap() })
+}
+
+fn port() -> impl Strategy<Value = Port> {
+    let mode = prop_oneof![4 => Just(PublishMode::Ingress), 1 => Just(PublishMode::Host)];
+    (frontend(), 1_u16..3, mode).prop_map(|(frontend, target, mode)| Port {
+        protocol: frontend.protocol,
+        published: frontend.port,
+        target: TargetPort::new(target).unwrap(),
+        mode,
+    })
+}
+
+fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>> {
+    let state = prop_oneof![
+        4 => Just(TaskState::Active), 1 => Just(TaskState::Draining), 1 => Just(TaskState::Down)
+    ];
+    let weight = prop_oneof![6 => Just(1_u16), 1 => Just(0), 1 => 1..5_u16];
+    // Mostly the same node and address, so that tasks live on through changes.
+    let home = number % 3 + 1;
+    let on = prop_oneof![8 => Just(home), 1 => 1_u8..5];
+    let address = prop_oneof![8 => Just(0_u8), 1 => Just(1), 1 => Just(2), 1 => Just(3)];
+    let task = (state, weight, on, address).prop_map(move |(state, weight, on, address)| {
+        let ipv4 = address_of(&ServiceName::new(service), &number.to_string());
+        let moved = std::net::Ipv4Addr::from(u32::from(ipv4) + 100);
+        Task {
+            name: TaskName::new(format!("{service}.{number}")),
+            node: NodeName::new(format!("n{on}")),
+            ipv4: match address {
+                0 | 1 => Some(ipv4),
+                2 => Some(moved),
+                _ => None,
+            },
+            ipv6: (address > 0).then_some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into())),
+            weight,
+            state,
+        }
+    });
+    prop::option::weighted(0.7, task)
+}
+
+fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
+    let balance = prop_oneof![
+        4 => Just(Balance::RoundRobin),
+        1 => Just(Balance::Random),
+        u32::from(maglev) => Just(Balance::Maglev),
+    ];
+    let tasks = (1_u8..=4).map(|number| task(name, number)).collect::<Vec<_>>();
+    (balance, prop::collection::vec(port(), 0..4), tasks, 1_u64..4).prop_map(
+        move |(balance, ports, tasks, drain)| Service {
+            name: ServiceName::new(name),
+            balance,
+            ports,
+            tasks: tasks.into_iter().flatten().collect(),
+            timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
+        },
+    )
+}
+
+fn step(maglev: bool) -> impl Strategy<Value = Step> {
+    let change = move |name| (Just(name), prop::option::weighted(0.8, service(name, maglev)));
+    let services = prop::sample::subsequence(NAMES.to_vec(), 0..=2)
+        .prop_flat_map(move |names| names.into_iter().map(change).collect::<Vec<_>>());
+    let end = prop_oneof![
+        6 => Just(End::Applied),
+        1 => Just(End::Restart),
+        1 => any::<prop::sample::Index>().prop_map(End::Resync),
+        1 => any::<prop::sample::Index>().prop_map(End::Dropped),
+    ];
+    let nodes = prop_oneof![
+        5 => Just(BTreeSet::from([1, 2, 3, 4])), 1 => prop::collection::btree_set(2_u8..5, 1..4)
+    ];
+    let unreached =
+        prop_oneof![5 => Just(BTreeSet::new()), 1 => prop::collection::btree_set(1_u8..5, 1..3)];
+    let withheld = prop::collection::btree_set(frontend(), 0..2);
+    let wait = prop::sample::select(vec![0, 0, 1, 2, 3, 10, 40]);
+    (wait, services, nodes, unreached, withheld, end).prop_map(
+        |(wait, services, nodes, unreached, withheld, end)| Step {
+            wait,
+            services: services.into_iter().collect(),
+            nodes,
+            unreached,
+            withheld,
+            end,
+        },
+    )
+}
+
+fn tight() -> Limits {
+    Limits { backends: 14, cells: 26, records: 9, nodes: 4, services: 5 }
+}
+
+struct Story {
+    world: World,
+    snapshot: MeshSnapshot,
+}
+
+impl Story {
+    fn new(limits: Limits) -> Self {
+        Self { world: World::new(limits), snapshot: MeshSnapshot::default() }
+    }
+
+    fn play(&mut self, step: &Step) {
+        self.world.pass(Duration::from_secs(step.wait));
+        self.snapshot.generation = Generation(self.snapshot.generation.0 + 1);
+        for (name, service) in &step.services {
+            let name = ServiceName::new(*name);
+            match service {
+                Some(service) => drop(self.snapshot.services.insert(name, service.clone())),
+                None => drop(self.snapshot.services.remove(&name)),
+            }
+        }
+        let nodes = step.nodes.iter().chain([&1]).map(|number| node(*number));
+        self.snapshot.nodes = nodes.map(|node| (node.name.clone(), node)).collect();
+        self.world.local.withheld = step.withheld.clone();
+        self.world.local.reach = self.reach(&step.unreached);
+        let plan = self.world.planner.plan(&self.snapshot, &self.world.local, self.world.now);
+        self.check_ports_stay(&plan.ops);
+        match step.end {
+            End::Applied | End::Restart => self.world.apply(&plan.ops),
+            End::Resync(at) | End::Dropped(at) => {
+                self.world.apply(&plan.ops[..at.index(plan.ops.len() + 1)]);
+            }
+        }
+        match step.end {
+            End::Applied => self.check_settled(&plan.problems),
+            End::Restart => {
+                self.check_settled(&plan.problems);
+                self.world.restart();
+            }
+            End::Resync(_) => self.world.planner.resync(self.world.kernel.clone(), self.world.now),
+            End::Dropped(_) => {}
+        }
+    }
+
+    fn reach(&self, unreached: &BTreeSet<u8>) -> BTreeMap<IpAddr, Via> {
+        let tasks = self.snapshot.services.values().flat_map(|service| &service.tasks);
+        let number = |task: &Task| task.name.as_str().rsplit('.').next().unwrap().parse().unwrap();
+        let reached =
+            tasks.filter(|task| task.node.as_str() == HERE && !unreached.contains(&number(task)));
+        reached
+            .flat_map(Task::addresses)
+            .map(|address| (address, Via::Neighbour { ifindex: 9 }))
+            .collect()
+    }
+
+    /// A port that is served before and after is served all the time.
+    fn check_ports_stay(&self, ops: &[MapOp]) {
+        let wanted: BTreeSet<Frontend> =
+            self.wanted_ports().into_iter().map(|(port, _)| port).collect();
+        for op in ops {
+            if let MapOp::Withdraw(frontend) = op {
+                assert!(!wanted.contains(frontend), "{frontend} is withdrawn");
+            }
+        }
+    }
+
+    /// Ports that this node should serve, with the service that should have each.
+    fn wanted_ports(&self) -> BTreeMap<Frontend, &Service> {
+        let mut wanted = BTreeMap::new();
+        for service in self.snapshot.services.values() {
+            let mut tasks = service.tasks.iter();
+            let here = tasks.any(|it| it.node.as_str() == HERE && it.state != TaskState::Down);
+            let served = service.ports.iter().filter(|it| it.mode == PublishMode::Ingress || here);
+            for port in served {
+                let frontend = Frontend { protocol: port.protocol, port: port.published };
+                wanted.entry(frontend).or_insert(service);
+            }
+        }
+        wanted
+    }
+
+    /// What must hold once a plan is applied.
+    fn check_settled(&self, problems: &[Problem]) {
+        let (kernel, local, now) = (&self.world.kernel, &self.world.local, self.world.now);
+        let again = self.world.planner.clone().plan(&self.snapshot, local, now);
+        assert_eq!(again.ops, [], "a plan that was applied is planned again");
+        assert!(again.wake.is_none_or(|wake| wake > now));
+
+        if problems
+            .iter()
+            .any(|it| matches!(it, Problem::Exhausted { .. } | Problem::TooManyNodes { .. }))
+        {
+            return;
+        }
+        assert_eq!(again.problems, problems);
+        let restarted =
+            Planner::new(kernel.clone(), self.world.limits, now).plan(&self.snapshot, local, now);
+        assert_eq!(restarted.ops, [], "a restart changes something in\n{}", kernel.dump());
+        for (frontend, service) in self.wanted_ports() {
+            if let Some(slot) = kernel.ports.get(&frontend) {
+                self.check_picks(service, &kernel.records[slot]);
+            } else {
+                assert!(local.withheld.contains(&frontend), "{frontend} is not served");
+            }
+        }
+    }
+
+    /// A port picks from those tasks that are active, have weight and are reached; from no others.
+    fn check_picks(&self, service: &Service, record: &weir_mesh::install::ServiceRecord) {
+        let kernel = &self.world.kernel;
+        assert_eq!(record.ident, Ident::of_service(&service.name));
+        let is_picked = |task: &&Task| {
+            let reached = match task.node.as_str() == HERE {
+                true => task.addresses().any(|it| self.world.local.reach.contains_key(&it)),
+                false => self.snapshot.nodes.contains_key(&task.node) && !record.host_mode,
+            };
+            let has_address = task.addresses().next().is_some();
+            task.state == TaskState::Active && task.weight > 0 && reached && has_address
+        };
+        let wanted = service.tasks.iter().filter(is_picked);
+        let wanted: BTreeSet<_> =
+            wanted.map(|it| Ident::of_task(&service.name, &it.name, &it.node)).collect();
+        let picked = picked(kernel, record);
+        assert!(picked.iter().all(|it| kernel.backends[it].state == BackendState::Active));
+        let picked: BTreeSet<_> = picked.iter().map(|it| kernel.backends[it].ident).collect();
+        assert_eq!(picked, wanted, "{}", kernel.dump());
+    }
+
+    /// Lets time pass until nothing is due: what is installed is then just what is wanted.
+    fn come_to_rest(&mut self) {
+        let mut plan = self.world.serve(&self.snapshot);
+        let mut rounds = 0;
+        while let Some(wake) = plan.wake {
+            assert!(wake > self.world.now);
+            self.world.now = wake;
+            plan = self.world.serve(&self.snapshot);
+            rounds += 1;
+            assert!(rounds < 200, "never comes to rest");
+        }
+        if plan.problems.iter().any(|it| matches!(it, Problem::Exhausted { .. })) {
+            return;
+        }
+        let kernel = &self.world.kernel;
+        let ports: BTreeSet<_> = kernel.ports.keys().copied().collect();
+        let wanted = self.wanted_ports();
+        assert!(ports.iter().all(|it| wanted.contains_key(it)), "{}", kernel.dump());
+        let count = kernel.records.len();
+        assert_eq!(count, kernel.ports.len(), "a record is left over in\n{}", kernel.dump());
+        let used: BTreeSet<u32> =
+            kernel.records.values().flat_map(|it| it.regions()).map(|it| it.offset).collect();
+        assert_eq!(used, kernel.regions.keys().copied().collect());
+        let tasks = self.snapshot.services.values().flat_map(|service| {
+            let of = |task: &Task| Ident::of_task(&service.name, &task.name, &task.node);
+            service.tasks.iter().filter(|it| it.state != TaskState::Down).map(of)
+        });
+        let tasks: BTreeSet<Ident> = tasks.collect();
+        assert!(kernel.backends.values().all(|it| tasks.contains(&it.ident)), "{}", kernel.dump());
+        for (index, node) in &kernel.nodes {
+            let mut names = self.snapshot.nodes.keys();
+            let used = kernel.backends.values().any(|it| it.via == Via::Tunnel { node: *index });
+            assert!(used || names.any(|it| Ident::of_node(it) == node.ident), "{}", kernel.dump());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn whatever_happens_nothing_points_at_something_missing(
+        steps in prop::collection::vec(step(false), 1..25),
+    ) {
+        let mut story = Story::new(Limits::default());
+        steps.iter().for_each(|step| story.play(step));
+        story.come_to_rest();
+    }
+
+    #[test]
+    fn nor_when_there_is_not_enough_of_anything(
+        steps in prop::collection::vec(step(false), 1..25),
+    ) {
+        let mut story = Story::new(tight());
+        steps.iter().for_each(|step| story.play(step));
+        story.come_to_rest();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn nor_with_maglev_tables(steps in prop::collection::vec(step(true), 1..8)) {
+        let mut story = Story::new(Limits::default());
+        steps.iter().for_each(|step| story.play(step));
+        story.come_to_rest();
+    }
+}

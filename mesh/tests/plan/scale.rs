@@ -1,0 +1,1 @@
+//! How long planning takes. Prints, and asserts nothing about time: see `bench/`.
