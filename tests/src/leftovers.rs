@@ -92,3 +92,59 @@ fn attached(target: u32, attach_type: u32) -> bool {
     let too_small = std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOSPC);
     (result == 0 || too_small) && query.count > 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Lab;
+
+    const PROG_LOAD: libc::c_int = 5;
+    const LINK_CREATE: libc::c_int = 28;
+
+    /// `struct { u32 … }` of BPF_PROG_LOAD up to expected_attach_type, and of BPF_LINK_CREATE.
+    fn bpf(command: libc::c_int, words: &[u32]) -> u32 {
+        // SAFETY: the words are the attributes, and pointers in them outlive the call.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) };
+        assert!(result >= 0, "bpf({command}): {}", std::io::Error::last_os_error());
+        u32::try_from(result).unwrap()
+    }
+
+    fn halves<T>(pointer: *const T) -> [u32; 2] {
+        let address = pointer as u64;
+        [address as u32, (address >> 32) as u32]
+    }
+
+    /// Loads `return 1` and attaches it; the link lives as long as this process.
+    fn attach(kind: u32, hook: u32, target: u32) {
+        let instructions = [0x0000_0001_0000_00b7_u64, 0x95];
+        let (code, license) = (halves(instructions.as_ptr()), halves(c"GPL".as_ptr()));
+        let mut load = vec![kind, 2, code[0], code[1], license[0], license[1]];
+        load.extend([0; 11]);
+        load.push(hook);
+        bpf(LINK_CREATE, &[bpf(PROG_LOAD, &load), target, hook, 0]);
+    }
+
+    #[test]
+    fn attached_programs_and_new_interfaces_are_found() {
+        let lab = Lab::builder().hosts(1).clients(0).build().unwrap();
+        let host = lab.host("n1");
+        let before = Traces::of(host).unwrap();
+        assert_eq!(Traces::of(host).unwrap().beyond(&before).count(), 0);
+        let links = host.netns().links().unwrap();
+        let (_, uplink) = links.iter().find(|(name, _)| name == "eth0").unwrap();
+        host.run(|| attach(3, 46, *uplink));
+        let cgroup = fs::File::open(host.cgroup().path()).unwrap();
+        attach(18, 10, target(cgroup.as_raw_fd()));
+        let _task = lab.task("n1", "web.1").unwrap();
+        host.netns().add_bridge("weir0", 1500, &[]).unwrap();
+        let now = Traces::of(host).unwrap();
+        let found: Vec<_> = now.beyond(&before).map(String::as_str).collect();
+        let expected = [
+            "a program at connect4 of the cgroup",
+            "a program at tcx ingress of eth0",
+            "the interface weir0",
+        ];
+        assert_eq!(found, expected);
+    }
+}

@@ -47,6 +47,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if !matches!(all_well, Ok(true)) && !interrupt::asked() {
         demo.print_agent_logs();
     }
-    demo.finish()?;
-    Ok(if all_well? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    match (all_well, demo.finish()) {
+        (Ok(true), Ok(())) => Ok(ExitCode::SUCCESS),
+        (Ok(false), Ok(())) => Ok(ExitCode::FAILURE),
+        (Ok(_), Err(left)) => Err(left),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(left)) => Err(error.context(format!("{left:#}\nbefore that"))),
+    }
 }
