@@ -14,7 +14,7 @@ mod reason;
 mod tunnel;
 
 pub use reason::{DropReason, REASONS};
-pub use tunnel::{TUNNEL_MAC, Tag};
+pub use tunnel::{SENDER_MAC, TUNNEL_MAC, Tag};
 
 /// Version of the layout of all maps. Part of the pin path.
 pub const LAYOUT: u32 = 1;

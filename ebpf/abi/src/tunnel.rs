@@ -4,6 +4,10 @@
 /// it, and the receiver's kernel takes the inner frame as its own.
 pub const TUNNEL_MAC: [u8; 6] = [0x02, b'w', b'e', b'i', b'r', 0x01];
 
+/// Link-layer source of what goes through the tunnel. Not [`TUNNEL_MAC`]: a VXLAN device takes a
+/// frame from its own address for a loop and drops it (`vxlan_set_mac` in `vxlan_core.c`).
+pub const SENDER_MAC: [u8; 6] = [0x02, b'w', b'e', b'i', b'r', 0x02];
+
 /// A tunnel tag: who the inner packet is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(pub u32);

@@ -59,7 +59,8 @@ pub(crate) struct Host {
 
 /// A connection to rtnetlink, in the network namespace of the thread that made it.
 pub(crate) struct Netlink {
-    runtime: Runtime,
+    /// `Some` until it is dropped.
+    runtime: Option<Runtime>,
     handle: Handle,
 }
 
@@ -109,19 +110,34 @@ impl Netlink {
             rtnetlink::new_connection().tried(what)?
         };
         runtime.spawn(connection);
-        Ok(Self { runtime, handle })
+        Ok(Self { runtime: Some(runtime), handle })
+    }
+
+    /// Waits for an exchange with the kernel. On a thread of its own, since the caller may be one
+    /// that drives another runtime, where waiting is forbidden.
+    fn wait<T: Send>(&self, exchange: impl Future<Output = T> + Send) -> Option<T> {
+        let runtime = self.runtime.as_ref()?;
+        std::thread::scope(|scope| scope.spawn(|| runtime.block_on(exchange)).join().ok())
+    }
+
+    fn request(
+        &self,
+        exchange: impl Future<Output = Result<(), rtnetlink::Error>> + Send,
+    ) -> Result<(), rtnetlink::Error> {
+        self.wait(exchange).unwrap_or(Err(rtnetlink::Error::RequestFailed))
     }
 
     /// Reads everything.
     pub(crate) fn host(&self) -> Result<Host, Error> {
-        self.runtime.block_on(async {
+        let read = self.wait(async {
             let mut host = Host::default();
             self.read_links(&mut host).await.tried(|| "list interfaces".to_owned())?;
             self.read_addresses(&mut host).await.tried(|| "list addresses".to_owned())?;
             self.read_neighbours(&mut host).await.tried(|| "list neighbours".to_owned())?;
             self.read_ports(&mut host).await.tried(|| "list bridge ports".to_owned())?;
             Ok(host)
-        })
+        });
+        read.unwrap_or_else(|| Err(Error::new("list interfaces", "the netlink thread has died")))
     }
 
     async fn read_links(&self, host: &mut Host) -> Result<(), rtnetlink::Error> {
@@ -212,22 +228,19 @@ impl Netlink {
             .arp(false)
             .build();
         drop_vni(&mut message);
-        self.runtime
-            .block_on(self.handle.link().add(message).execute())
+        self.request(self.handle.link().add(message).execute())
             .map_err(|error| explain_tunnel(name, port, &error))
     }
 
     /// Sets a device's MTU and brings it up.
     pub(crate) fn bring_up(&self, index: u32, mtu: u32) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
-        self.runtime
-            .block_on(self.handle.link().set(message).execute())
+        self.request(self.handle.link().set(message).execute())
             .tried(|| format!("bring up the tunnel device with an MTU of {mtu}"))
     }
 
     pub(crate) fn remove_link(&self, index: u32) -> Result<(), Error> {
-        self.runtime
-            .block_on(self.handle.link().del(index).execute())
+        self.request(self.handle.link().del(index).execute())
             .tried(|| format!("remove the interface with index {index}"))
     }
 
@@ -247,9 +260,17 @@ impl Netlink {
                 .build(),
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return Ok(()),
         };
-        self.runtime
-            .block_on(self.handle.route().add(message).replace().execute())
+        self.request(self.handle.route().add(message).replace().execute())
             .tried(|| format!("route {to} to the tunnel device, source {source}"))
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        // Dropping a runtime waits for it, which is forbidden where `wait` would be, too.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

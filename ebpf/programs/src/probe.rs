@@ -9,9 +9,9 @@ use crate::skb::{Skb, now};
 /// The first byte of the packet is the question.
 #[inline(always)]
 pub fn answer(skb: Skb) -> i32 {
-    let Some(question) = skb.at::<u8>(0) else { return -1 };
+    let Some(question) = skb.at::<[u8; 4]>(0) else { return -1 };
     // SAFETY: `at` checked the bounds.
-    match unsafe { *question } {
+    match unsafe { *question }[0] {
         probe::JIFFIES => (now() & 0x7fff_ffff) as i32,
         probe::CSUM_IPV6 => {
             let flags = u64::from(BPF_F_PSEUDO_HDR) | probe::BPF_F_IPV6;

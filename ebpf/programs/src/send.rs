@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
     helpers::generated,
 };
-use weir_abi::{Backend, Config, DropReason, FlowKey, Node, TUNNEL_MAC, Tag, via};
+use weir_abi::{Backend, Config, DropReason, FlowKey, Node, SENDER_MAC, TUNNEL_MAC, Tag, via};
 use weir_programs::{
     checksum,
     packet::{ETH_LEN, Ethernet, Frame, Packet, Ports, Tcp, tcp_flag},
@@ -135,7 +135,7 @@ fn set_macs(skb: Skb, dst: [u8; 6]) -> Result<(), DropReason> {
     // SAFETY: `at` checked the bounds.
     unsafe {
         (*eth).dst = dst;
-        (*eth).src = TUNNEL_MAC;
+        (*eth).src = SENDER_MAC;
     }
     Ok(())
 }
