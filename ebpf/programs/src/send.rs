@@ -108,6 +108,10 @@ pub fn to_node<F: Family>(
     if !set_tunnel_key(skb, node, tag) {
         return Fate::Drop(DropReason::Rewrite);
     }
+    if skb.ingress_ifindex() == 0 {
+        // From a socket of this host, on the tunnel device's own egress hook: it goes on there.
+        return Fate::Pass;
+    }
     skb.out_of(config.tunnel_ifindex)
 }
 
