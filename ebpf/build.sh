@@ -5,8 +5,8 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-object=$here/loader/object/weir.bpf.o
-record=$here/loader/object/SOURCES
+objects=$here/loader/object
+record=$objects/SOURCES
 # A fixed place: names that the compiler derives from paths end up in the object.
 place=/tmp/weir-ebpf-build
 # An address per checkout of the toolchain would, too.
@@ -30,8 +30,10 @@ build() {
   flags+=" --remap-path-prefix=$(rustc --print sysroot)=/rust"
   flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
   RUSTC_BOOTSTRAP=1 RUSTFLAGS=$flags CARGO_TARGET_DIR=$place/target \
-    cargo build --quiet --locked --release --bin weir --target bpfel-unknown-none -Z build-std=core
-  llvm-objcopy-19 --strip-debug "$place/target/bpfel-unknown-none/release/weir" "$1"
+    cargo build --quiet --locked --release --bins --target bpfel-unknown-none -Z build-std=core
+  for name in weir trial; do
+    llvm-objcopy-19 --strip-debug "$place/target/bpfel-unknown-none/release/$name" "$1/$name.bpf.o"
+  done
 }
 
 if [ "${1:-}" = --check ]; then
@@ -45,18 +47,20 @@ if [ "${1:-}" = --check ]; then
     exit 0
   fi
   "$here/toolchain.sh"
-  fresh=$(mktemp)
-  trap 'rm -f "$fresh"' EXIT
+  fresh=$(mktemp -d)
+  trap 'rm -rf "$fresh"' EXIT
   build "$fresh"
-  if ! cmp -s "$fresh" "$object"; then
-    echo "ebpf: the committed object is not what its sources give. Run \`make ebpf\`."
-    exit 1
-  fi
-  echo "ebpf: the committed object is what its sources give, byte for byte"
+  for name in weir trial; do
+    if ! cmp -s "$fresh/$name.bpf.o" "$objects/$name.bpf.o"; then
+      echo "ebpf: the committed $name.bpf.o is not what its sources give. Run \`make ebpf\`."
+      exit 1
+    fi
+  done
+  echo "ebpf: the committed objects are what their sources give, byte for byte"
 else
   "$here/toolchain.sh"
-  mkdir -p "$(dirname "$object")"
-  build "$object"
+  mkdir -p "$objects"
+  build "$objects"
   { echo "# rustc $rust"; sources; } >"$record"
-  echo "ebpf: built $(stat -c %s "$object") bytes"
+  echo "ebpf: built $(stat -c %s "$objects/weir.bpf.o") bytes"
 fi

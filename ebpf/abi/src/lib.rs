@@ -11,6 +11,7 @@
 #![no_std]
 
 mod reason;
+pub mod trial;
 mod tunnel;
 
 pub use reason::{DropReason, REASONS};

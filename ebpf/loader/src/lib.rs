@@ -31,7 +31,7 @@ pub use flows::FlowCensus;
 pub use object::object_digest;
 pub use stats::{Counters, Stats};
 #[cfg(feature = "trial")]
-pub use trial::{Ran, Trial};
+pub use trial::{Arrival, Ran, Trial};
 
 /// How programs are attached to network interfaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

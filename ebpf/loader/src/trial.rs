@@ -9,10 +9,11 @@ use std::{
 };
 
 use aya::{
-    Ebpf,
-    programs::{Program, TestRun as _, TestRunOptions},
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{Array, ProgramArray},
+    programs::{Program, SchedClassifier, TestRun as _, TestRunOptions},
 };
-use weir_abi::Config;
+use weir_abi::{Config, trial::Template};
 use weir_mesh::{Installed, MapOp};
 
 use crate::{
@@ -31,7 +32,21 @@ pub struct Trial {
     options: Options,
     store: Store,
     object: Ebpf,
+    /// Programs that only trials have.
+    extra: Ebpf,
 }
+
+/// Where a packet is said to come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The interface on which it arrived; 0: this host made it.
+    pub ingress_ifindex: u32,
+    /// The node that sent it through the tunnel, and the tag, for `tun_in_case`.
+    pub tunnel: (u16, u32),
+}
+
+/// Programs that only trials have.
+static EXTRA: &[u8] = include_bytes_aligned!("../object/trial.bpf.o");
 
 /// What a run of a program on a packet gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,10 +83,10 @@ impl Trial {
         let what = || format!("make {}", options.pin.display());
         std::fs::create_dir_all(options.maps_dir()).tried(what)?;
         let opened = open(&options);
-        let (object, store) = opened.inspect_err(|_| {
+        let (object, store, extra) = opened.inspect_err(|_| {
             uninstall::remove_tree(&options.pin);
         })?;
-        let trial = Self { options, store, object };
+        let trial = Self { options, store, object, extra };
         let hz = trial.store.clock.hz;
         let csum_ipv6_flag = kernel::csum_ipv6_flag(&trial.object)?;
         trial.store.maps.config.set(0, Config { hz, csum_ipv6_flag, ..config });
@@ -110,30 +125,103 @@ impl Trial {
     ///
     /// # Errors
     /// When there is no such program, or the kernel refuses the packet.
-    pub fn run(&self, program: &str, packet: &[u8], repeat: u32) -> Result<Ran, Error> {
-        let what = || format!("run {program} on a packet of {} bytes", packet.len());
-        let Some(Program::SchedClassifier(program)) = self.object.program(program) else {
-            return Err(Error::new(what(), "the object has no such program"));
-        };
+    pub fn run(&self, program: &str, packet: &[u8], arrival: Arrival) -> Result<Ran, Error> {
+        self.repeat(program, packet, arrival, 1)
+    }
+
+    /// How long a program takes for a packet, over `repeat` packets. Each is restored from
+    /// `template` first; what that costs is to be measured with the program `nothing`, and
+    /// subtracted.
+    ///
+    /// # Errors
+    /// As for [`Trial::run`].
+    pub fn measure(
+        &mut self,
+        program: &str,
+        template: Template,
+        arrival: Arrival,
+        repeat: u32,
+    ) -> Result<Ran, Error> {
+        let what = || format!("measure {program}");
+        let target = self.program(program)?.fd().tried(what)?.try_clone().tried(what)?;
+        let cells = self.extra.map_mut("TARGET").ok_or_else(|| missing("TARGET"))?;
+        let mut cells = ProgramArray::try_from(cells).tried(what)?;
+        cells.set(0, &target, 0).tried(what)?;
+        let cells = self.extra.map_mut("TEMPLATE").ok_or_else(|| missing("TEMPLATE"))?;
+        let mut cells = Array::<_, Plain>::try_from(cells).tried(what)?;
+        cells.set(0, Plain(template), 0).tried(what)?;
+        let frame = [0u8; weir_abi::trial::FRAME];
+        self.repeat("wrap", &frame, arrival, repeat)
+    }
+
+    fn program(&self, name: &str) -> Result<&SchedClassifier, Error> {
+        match self.object.program(name).or_else(|| self.extra.program(name)) {
+            Some(Program::SchedClassifier(program)) => Ok(program),
+            _ => Err(missing(name)),
+        }
+    }
+
+    fn repeat(
+        &self,
+        program: &str,
+        packet: &[u8],
+        arrival: Arrival,
+        repeat: u32,
+    ) -> Result<Ran, Error> {
+        let context = arrival.context();
         let mut out = vec![0u8; packet.len() + 256];
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
+            ctx_in: Some(&context),
             repeat,
             ..TestRunOptions::new()
         };
-        let result = program.test_run(options).tried(what)?;
+        let what = || format!("run {program} on a packet of {} bytes", packet.len());
+        let result = self.program(program)?.test_run(options).tried(what)?;
         out.truncate(result.data_size_out as usize);
         Ok(Ran { verdict: result.return_value as i32, packet: out, took: result.duration })
     }
 }
 
-fn open(options: &Options) -> Result<(Ebpf, Store), Error> {
+impl Arrival {
+    /// The first bytes of `struct __sk_buff`.
+    fn context(self) -> [u8; 72] {
+        const INGRESS_IFINDEX: usize = 36;
+        const CB: usize = 48;
+        let mut context = [0u8; 72];
+        let mut put = |at: usize, word: u32| {
+            context[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        };
+        put(INGRESS_IFINDEX, self.ingress_ifindex);
+        put(CB, self.tunnel.0.into());
+        put(CB + 4, self.tunnel.1);
+        context
+    }
+}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Plain(Template);
+
+#[expect(unsafe_code, reason = "a promise about a type")]
+// SAFETY: numbers without padding.
+unsafe impl aya::Pod for Plain {}
+
+fn missing(name: &str) -> Error {
+    Error::new(format!("find {name}"), "the objects have nothing of this name")
+}
+
+fn open(options: &Options) -> Result<(Ebpf, Store, Ebpf), Error> {
     let mut object = object::load(options)?;
     object::verify(&mut object)?;
     let maps = Maps::open(&mut object)?;
     let clock = kernel::clock(&object)?;
-    Ok((object, Store::new(maps, clock)))
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(options.maps_dir());
+    let mut extra = loader.load(EXTRA).tried(|| "load the programs of trials".to_owned())?;
+    object::verify(&mut extra)?;
+    Ok((object, Store::new(maps, clock), extra))
 }
 
 impl Drop for Trial {

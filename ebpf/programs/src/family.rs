@@ -2,7 +2,7 @@
 
 use aya_ebpf::maps::LruHashMap;
 use weir_abi::{Backend, Config, FlowKey, Forward, Region, Reverse, Service};
-use weir_programs::{
+use crate::{
     checksum,
     packet::{self, ETH_LEN, Frame, Ipv4, Ipv6, NotRead, Packet},
 };

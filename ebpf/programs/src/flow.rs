@@ -5,7 +5,7 @@ use weir_abi::{
     Backend, Config, Counters, DropReason, FlowKey, Forward, PortCell, Region, Reverse, Service,
     Timeouts, backend_state, balance, flow_flag, port_cell, via,
 };
-use weir_programs::{
+use crate::{
     hash,
     packet::{Packet, tcp_flag},
 };
@@ -225,7 +225,7 @@ pub fn ensure_reverse<F: Family>(
         let over = found.flags & flow_flag::RESET != 0
             || found.flags & ended == ended
             || value.last.wrapping_sub(found.last)
-                > timeout(found.flags, key.protocol == weir_programs::packet::UDP, timeouts);
+                > timeout(found.flags, key.protocol == crate::packet::UDP, timeouts);
         if same || over {
             *found = *value;
             return Ok(key.dport);

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::generated,
 };
 use weir_abi::FlowKey;
-use weir_programs::packet::Packet;
+use crate::packet::Packet;
 
 use crate::{family::Family, skb::Skb};
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, flow_flag, via};
-use weir_programs::packet::{NotRead, Packet};
+use crate::packet::{NotRead, Packet};
 
 use crate::{
     reject::Answer,

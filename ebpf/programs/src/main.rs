@@ -8,41 +8,16 @@ fn main() {
 }
 
 #[cfg(target_arch = "bpf")]
-mod family;
-#[cfg(target_arch = "bpf")]
-mod flow;
-#[cfg(target_arch = "bpf")]
-mod host;
-#[cfg(target_arch = "bpf")]
-mod ingress;
-#[cfg(target_arch = "bpf")]
-mod maps;
-#[cfg(target_arch = "bpf")]
-mod probe;
-#[cfg(target_arch = "bpf")]
-mod reject;
-#[cfg(target_arch = "bpf")]
-mod reply;
-#[cfg(target_arch = "bpf")]
-mod send;
-#[cfg(target_arch = "bpf")]
-mod skb;
-#[cfg(target_arch = "bpf")]
-mod socket;
-#[cfg(target_arch = "bpf")]
-mod tunnel;
-
-#[cfg(target_arch = "bpf")]
 mod entry {
     use aya_ebpf::{
         macros::{cgroup_sock_addr, classifier},
         programs::{SockAddrContext, TcContext},
     };
-    use weir_programs::packet::{ETH_IPV4, ETH_IPV6};
-
-    use crate::{
+    use weir_programs::{
         family::{V4, V6},
-        ingress, probe, reply,
+        ingress,
+        packet::{ETH_IPV4, ETH_IPV6},
+        probe, reply,
         skb::{Fate, Skb},
         socket::{self, Act, Shape},
         tunnel,

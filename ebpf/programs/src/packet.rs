@@ -245,7 +245,13 @@ pub fn read_ipv6(frame: &impl Frame) -> Result<Packet<[u8; 16]>, NotRead> {
         protocol,
         pad: [0; 3],
     };
-    Ok(Packet { key, l4: l4 as u32, flags: transport.flags, ttl: ip.hop_limit, len: payload as u16 })
+    Ok(Packet {
+        key,
+        l4: l4 as u32,
+        flags: transport.flags,
+        ttl: ip.hop_limit,
+        len: payload as u16,
+    })
 }
 
 struct Transport {

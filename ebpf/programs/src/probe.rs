@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_F_PSEUDO_HDR, helpers::generated};
 use weir_abi::probe;
-use weir_programs::packet::Frame;
+use crate::packet::Frame;
 
 use crate::skb::{Skb, now};
 

@@ -4,7 +4,7 @@
 //! holds a socket on every published port) and on netfilter rules.
 
 use weir_abi::{Config, DropReason};
-use weir_programs::{
+use crate::{
     checksum,
     packet::{ETH_LEN, Ethernet, Frame, Ipv4, Ipv6, Packet, Tcp, Udp, tcp_flag},
 };

@@ -2,7 +2,7 @@
 //! published ports.
 
 use weir_abi::{Config, FlowKey, Reverse};
-use weir_programs::packet::Packet;
+use crate::packet::Packet;
 
 use crate::{
     reject::Answer,

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::generated,
 };
 use weir_abi::{Backend, Config, DropReason, FlowKey, Node, SENDER_MAC, TUNNEL_MAC, Tag, via};
-use weir_programs::{
+use crate::{
     checksum,
     packet::{ETH_LEN, Ethernet, Frame, Packet, Ports, Tcp, tcp_flag},
 };

@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use weir_abi::DropReason;
-use weir_programs::packet::{ETH_LEN, Frame};
+use crate::packet::{ETH_LEN, Frame};
 
 use crate::maps::DROPS;
 

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated,
 };
 use weir_abi::{Backend, Config, SocketKey, SocketPeer, backend_state, via};
-use weir_programs::packet::{TCP, UDP};
+use crate::packet::{TCP, UDP};
 
 use crate::{
     family::{Family, V4, V6},

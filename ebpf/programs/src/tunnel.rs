@@ -8,7 +8,7 @@ use weir_abi::{
     Config, DropReason, FlowKey, Forward, Reverse, SocketKey, Tag, TagKey, backend_state, flow_flag,
     via,
 };
-use weir_programs::packet::Packet;
+use crate::packet::Packet;
 
 use crate::{
     reject::Answer,
@@ -41,13 +41,33 @@ pub fn arrives<F: Answer>(skb: Skb) -> Fate {
         Ok(None) => return from_this_host::<F>(skb, &packet, config),
         Err(reason) => return Fate::Drop(reason),
     };
+    inner::<F>(skb, &packet, envelope, config)
+}
+
+/// [`arrives`], for a packet whose tunnel header says this. For packet cases.
+#[inline(always)]
+pub fn opened<F: Answer>(skb: Skb, from: u16, tag: u32) -> Fate {
+    let Some(config) = flow::config() else { return Fate::Pass };
+    match F::read(skb) {
+        Ok(packet) => inner::<F>(skb, &packet, Envelope { from, tag: Tag(tag) }, config),
+        Err(_) => Fate::Drop(DropReason::Malformed),
+    }
+}
+
+#[inline(always)]
+fn inner<F: Answer>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    envelope: Envelope,
+    config: &Config,
+) -> Fate {
     if envelope.tag.task() == Tag::RETURN {
-        return returns::<F>(skb, &packet, config);
+        return returns::<F>(skb, packet, config);
     }
     let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
         return Fate::Drop(DropReason::NotPublished);
     };
-    forwarded::<F>(skb, &packet, frontend, envelope, config)
+    forwarded::<F>(skb, packet, frontend, envelope, config)
 }
 
 /// Reads the tunnel header; `None` when there is none, since the packet never left this host.

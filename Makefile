@@ -1,0 +1,38 @@
+# weir. `make demo` and `make test` are all that a fresh Debian or Ubuntu with a Rust toolchain and
+# root needs: what they use, they install.
+
+CHECK ?=
+DEMO_FLAGS = $(if $(CHECK),--check)
+
+.PHONY: demo test bench ebpf fmt lint packages
+
+## demo: a mesh of three hosts on this machine, left running until Ctrl-C; CHECK=1: asks it itself
+demo: packages
+	cargo build --quiet --release -p weir -p weir-tests --bins
+	WEIR_BIN=$(CURDIR)/$(or $(CARGO_TARGET_DIR),target)/release/weir \
+	    $(or $(CARGO_TARGET_DIR),target)/release/weir-lab $(DEMO_FLAGS)
+
+## test: everything: lints, unit tests, packet cases, and the lab
+test: packages
+	.ci/test
+
+## bench: peers side by side in one run; see bench/README.md
+bench: packages
+	.ci/bench
+
+## ebpf: rebuild the kernel object that the loader carries
+ebpf: packages
+	ebpf/build.sh
+
+fmt:
+	cargo fmt --all
+	cd ebpf/programs && cargo fmt
+
+lint:
+	cargo fmt --all --check
+	cd ebpf/programs && cargo fmt --check
+	cargo clippy --quiet --workspace --all-targets --all-features -- -D warnings
+	cd ebpf/programs && cargo clippy --quiet --lib --tests -- -D warnings
+
+packages:
+	@.ci/packages
