@@ -15,7 +15,7 @@ use crate::{
         BackendGeneration, BackendIndex, BackendRecord, Frontend, MapOp, Region, ServiceId,
         ServiceRecord, Slot,
     },
-    service::{Balance, Port, PublishMode, ServiceName},
+    service::{Balance, Port, PublishMode, Service, ServiceName},
 };
 
 /// What would be written for a service, with places for all of it.
@@ -48,22 +48,20 @@ enum Family {
 
 impl<'a> Run<'a> {
     /// Plans one service of the snapshot.
-    pub(super) fn plan_service(&mut self, name: &ServiceName) {
-        let Some(known) = self.planner.memory.services.get(name) else { return };
-        let wanted = self.want(&self.snapshot.services[name], known.ident);
+    pub(super) fn plan_service(&mut self, name: &ServiceName, service: &'a Service, ident: Ident) {
+        let wanted = self.want(service, ident);
         let mut build = Build::default();
-        match self.find_room(&wanted, &mut build) {
-            Ok(()) => self.commit(wanted.ident, build),
+        let keep = match self.find_room(&wanted, &mut build) {
+            Ok(()) => self.commit(&wanted, build),
             Err(resource) => {
                 build.taken.into_iter().rev().for_each(|place| self.planner.stock.untake(place));
                 let problem = self.exhausted(name.to_string(), resource);
                 self.problems.push(problem);
                 self.planner.memory.unsettled.insert(name.clone());
-                self.update_in_place(&wanted);
+                self.update_in_place(&wanted)
             }
-        }
+        };
         if let Some(id) = self.planner.draft.service_id(wanted.ident) {
-            let keep = self.installed_members(id, &wanted);
             let stay = keep.iter().map(|(index, _)| *index).collect();
             self.retire(id, Some(wanted.service), &stay, &wanted.down);
             self.retag(id, &keep);
@@ -203,26 +201,31 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn commit(&mut self, service: Ident, build: Build) {
+    /// Emits all of it. Answers which backend each member now is.
+    fn commit(&mut self, wanted: &Wanted<'a>, build: Build) -> Vec<(BackendIndex, Member)> {
         // Where no port is served here there is no record that tells whose the backends are.
         if let Some((_, first)) = build.backends.first() {
-            self.planner.draft.name_service(first.service, service);
+            self.planner.draft.name_service(first.service, wanted.ident);
         }
-        for (index, record) in build.backends {
-            self.emit_backend(index, record);
+        for (index, record) in &build.backends {
+            self.emit_backend(*index, *record);
         }
         for (Region { offset, .. }, cells) in build.regions {
             self.emit(MapOp::WriteRegion { offset, cells });
         }
-        for (frontend, slot, record) in build.records {
-            self.flip(frontend, slot, record);
+        // All new records first: they may keep a region that the old ones had.
+        for (_, slot, record) in &build.records {
+            self.emit(MapOp::SetRecord(*slot, *record));
         }
+        for (frontend, slot, _) in &build.records {
+            self.flip(*frontend, *slot);
+        }
+        build.backends.iter().map(|(index, _)| *index).zip(wanted.members.iter().copied()).collect()
     }
 
     /// Points a port at a new record, whoever had it before, and drops the old one.
-    pub(super) fn flip(&mut self, frontend: Frontend, slot: Slot, record: ServiceRecord) {
+    pub(super) fn flip(&mut self, frontend: Frontend, slot: Slot) {
         let old = self.planner.draft.installed.ports.get(&frontend).copied();
-        self.emit(MapOp::SetRecord(slot, record));
         self.emit(MapOp::Publish(frontend, slot));
         if let Some(old) = old {
             self.drop_record(old);
@@ -231,24 +234,15 @@ impl<'a> Run<'a> {
 
     /// For a service that found no room: what is installed must at least follow the states of its
     /// tasks, since a drain cannot wait. The kernel gives flows that pick it a second chance.
-    fn update_in_place(&mut self, wanted: &Wanted<'a>) {
-        for member in &wanted.members {
-            if let Some((index, earlier)) = member.existing {
-                self.emit_backend(index, member.record(earlier.service, earlier.generation));
-            }
+    /// Answers which backends the members are that have one.
+    fn update_in_place(&mut self, wanted: &Wanted<'a>) -> Vec<(BackendIndex, Member)> {
+        let installed = wanted.members.iter().filter_map(|it| Some((it.existing?, *it)));
+        let mut keep = Vec::new();
+        for ((index, earlier), member) in installed {
+            self.emit_backend(index, member.record(earlier.service, earlier.generation));
+            keep.push((index, member));
         }
-    }
-
-    /// The backends that are there for the members, with the members.
-    fn installed_members(&self, id: ServiceId, wanted: &Wanted<'a>) -> Vec<(BackendIndex, Member)> {
-        let find = |member: &Member| {
-            let existing = member.existing.map(|(index, _)| index);
-            let fits =
-                |record: &BackendRecord| (record.ipv4, record.ipv6) == (member.ipv4, member.ipv6);
-            let mut uses = self.planner.draft.uses_of(id, member.ident);
-            existing.or_else(|| uses.find(|(_, record)| fits(record)).map(|(index, _)| index))
-        };
-        wanted.members.iter().filter_map(|member| Some((find(member)?, *member))).collect()
+        keep
     }
 
     /// Lets the tags of this node's tasks mean their backends. Where two tasks of a service have

@@ -48,7 +48,9 @@ pub(super) struct Known {
 /// The services to look at.
 #[derive(Debug, Default)]
 pub(super) struct Todo<'a> {
-    pub(super) services: BTreeSet<&'a ServiceName>,
+    /// Services of the snapshot, by name, with their identities.
+    pub(super) services: Vec<(&'a ServiceName, &'a Service, Ident)>,
+    /// Services that are not in the snapshot.
     pub(super) gone: BTreeSet<ServiceId>,
 }
 
@@ -94,8 +96,14 @@ impl<'a> Run<'a> {
         for name in vanished {
             self.forget_service(&name, &mut todo);
         }
-        for name in changed {
-            self.learn_service(name, &mut todo);
+        let learned: Vec<_> = changed
+            .into_iter()
+            .map(|(name, service)| (name.clone(), self.learn_service(name, service, &mut todo)))
+            .collect();
+        // Built at once the first time: ten thousand insertions would take longer than the plan.
+        match &mut self.planner.memory.services {
+            services if services.is_empty() => *services = learned.into_iter().collect(),
+            services => services.extend(learned),
         }
         self.add_local_changes(&mut todo);
         self.add_moved(moved, &mut todo);
@@ -104,6 +112,8 @@ impl<'a> Run<'a> {
         unsettled.iter().for_each(|name| self.add_service(name, &mut todo));
         let gone = std::mem::take(&mut self.planner.memory.unsettled_gone);
         todo.gone.extend(gone.intersection(&self.planner.memory.gone));
+        todo.services.sort_by_key(|(name, ..)| *name);
+        todo.services.dedup_by_key(|(name, ..)| *name);
         todo
     }
 
@@ -124,14 +134,14 @@ impl<'a> Run<'a> {
     }
 
     /// Walks through what is known and what is wanted side by side, both ordered by name.
-    fn compare(&self) -> (Vec<&'a ServiceName>, Vec<ServiceName>) {
+    fn compare(&self) -> (Vec<(&'a ServiceName, &'a Service)>, Vec<ServiceName>) {
         let (mut changed, mut vanished) = (Vec::new(), Vec::new());
         let mut known = self.planner.memory.services.iter().peekable();
         for (name, service) in &self.snapshot.services {
             loop {
                 let order = known.peek().map_or(Ordering::Greater, |(old, _)| (*old).cmp(name));
                 if order == Ordering::Greater {
-                    changed.push(name);
+                    changed.push((name, service));
                     break;
                 }
                 let Some((old_name, old)) = known.next() else { break };
@@ -140,7 +150,7 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 if old.service != *service {
-                    changed.push(name);
+                    changed.push((name, service));
                 }
                 break;
             }
@@ -163,20 +173,27 @@ impl<'a> Run<'a> {
         self.add_claimants(&known.claims, todo);
     }
 
-    fn learn_service(&mut self, name: &'a ServiceName, todo: &mut Todo<'a>) {
-        let service = &self.snapshot.services[name];
+    fn learn_service(
+        &mut self,
+        name: &'a ServiceName,
+        service: &'a Service,
+        todo: &mut Todo<'a>,
+    ) -> Known {
         let claims = self.claims_of(service);
         let memory = &mut self.planner.memory;
-        let old = memory.services.remove(name);
-        let ident = old.as_ref().map_or_else(|| Ident::of_service(name), |known| known.ident);
-        let old = old.map(|known| known.claims).unwrap_or_default();
-        memory.unclaim(name, &old);
-        memory.claim(name, &claims);
-        memory.names.insert(ident, name.clone());
-        todo.services.insert(name);
-        let contested = old.symmetric_difference(&claims).copied().collect();
-        memory.services.insert(name.clone(), Known { ident, service: service.clone(), claims });
-        self.add_claimants(&contested, todo);
+        let (ident, old) = match memory.services.remove(name) {
+            Some(known) => (known.ident, known.claims),
+            None => (Ident::of_service(name), BTreeSet::new()),
+        };
+        if old != claims {
+            memory.unclaim(name, &old);
+            memory.claim(name, &claims);
+            let contested = old.symmetric_difference(&claims).copied().collect();
+            self.add_claimants(&contested, todo);
+        }
+        self.planner.memory.names.insert(ident, name.clone());
+        todo.services.push((name, service, ident));
+        Known { ident, service: service.clone(), claims }
     }
 
     /// The ports that a service wants on this node: in host mode only where a task of it runs.
@@ -201,10 +218,19 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Adds a service that is known already; others are new and looked at anyway.
     fn add_service(&self, name: &ServiceName, todo: &mut Todo<'a>) {
-        if let Some((name, _)) = self.snapshot.services.get_key_value(name) {
-            todo.services.insert(name);
+        if let Some(known) = self.planner.memory.services.get(name)
+            && let Some((name, service)) = self.snapshot.services.get_key_value(name)
+        {
+            todo.services.push((name, service, known.ident));
         }
+    }
+
+    /// Adds the services of which this is true.
+    fn add_if(&self, is_touched: impl Fn(&Service) -> bool, todo: &mut Todo<'a>) {
+        let touched = self.snapshot.services.iter().filter(|(_, service)| is_touched(service));
+        touched.for_each(|(name, _)| self.add_service(name, todo));
     }
 
     /// Services with a task whose way changed, or with a port that began or ceased to be withheld.
@@ -219,8 +245,7 @@ impl<'a> Run<'a> {
                 let mut local = service.tasks.iter().filter(|task| task.node == self.local.node);
                 local.any(|task| task.addresses().any(|address| addresses.contains(&address)))
             };
-            let touched = self.snapshot.services.iter().filter(|(_, service)| here(service));
-            todo.services.extend(touched.map(|(name, _)| name));
+            self.add_if(here, todo);
             self.planner.memory.local = Some(old);
         }
         if self.planner.memory.local.as_ref() != Some(self.local) {
@@ -232,8 +257,7 @@ impl<'a> Run<'a> {
         if !moved.is_empty() {
             let there =
                 |service: &Service| service.tasks.iter().any(|task| moved.contains(&task.node));
-            let touched = self.snapshot.services.iter().filter(|(_, service)| there(service));
-            todo.services.extend(touched.map(|(name, _)| name));
+            self.add_if(there, todo);
         }
     }
 

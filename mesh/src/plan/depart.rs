@@ -52,6 +52,10 @@ impl Run<'_> {
         down: &BTreeSet<Ident>,
     ) {
         let Some(hold) = self.planner.draft.hold(id) else { return };
+        let nothing_left = self.planner.departures.backends.is_empty();
+        if nothing_left && hold.backends.iter().all(|(_, index)| stay.contains(index)) {
+            return;
+        }
         let backends: Vec<_> = hold.backends.iter().copied().collect();
         let drain = service.map_or_else(|| drain_of(self.planner, id), |it| it.timeouts).drain;
         for (ident, index) in backends {
@@ -103,10 +107,14 @@ impl Run<'_> {
         let planner = &*self.planner;
         let Some(hold) = planner.draft.hold(id) else { return };
         let is_due = |index: &BackendIndex| {
-            let backend = planner.draft.installed.backends.get(index);
             let until = planner.departures.backends.get(index);
-            backend.is_some_and(|it| it.state == BackendState::Gone)
-                && until.is_some_and(|until| *until <= self.now)
+            until.is_some_and(|until| *until <= self.now)
+                && planner
+                    .draft
+                    .installed
+                    .backends
+                    .get(index)
+                    .is_some_and(|it| it.state == BackendState::Gone)
         };
         let mut due: BTreeSet<BackendIndex> =
             hold.backends.iter().map(|(_, index)| *index).filter(is_due).collect();
@@ -170,7 +178,10 @@ impl Run<'_> {
             self.withdraw(frontend);
         } else if record != record.emptied() {
             match self.planner.stock.take_slot(self.now) {
-                Ok(slot) => self.flip(frontend, slot, record.emptied()),
+                Ok(slot) => {
+                    self.emit(MapOp::SetRecord(slot, record.emptied()));
+                    self.flip(frontend, slot);
+                }
                 Err(resource) => {
                     let service = self.name_of(id, name);
                     let memory = &mut self.planner.memory;

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     ident::{Ident, Tag},
     install::{
-        BackendIndex, BackendRecord, Frontend, Installed, MapOp, NodeIndex, Region, ServiceId,
-        ServiceRecord, Slot, Via,
+        BackendIndex, BackendRecord, BackendState, Frontend, Installed, MapOp, NodeIndex, Region,
+        ServiceId, ServiceRecord, Slot, Via,
     },
 };
 
@@ -33,7 +33,7 @@ pub(super) struct Draft {
     ids: BTreeMap<Ident, ServiceId>,
     /// Backends that were found at the start and that no record tells the service of, by identity
     /// of the task.
-    strays: BTreeMap<Ident, ServiceId>,
+    strays: BTreeSet<(Ident, ServiceId)>,
     nodes: BTreeMap<Ident, NodeIndex>,
     /// How many ports point at a record.
     record_users: BTreeMap<Slot, u32>,
@@ -105,13 +105,13 @@ impl Draft {
         self.ids.insert(ident, service);
     }
 
-    /// The number of a service of which only backends are installed, by one of its tasks.
-    pub(super) fn recognise(&self, task: Ident) -> Option<ServiceId> {
-        let id = *self.strays.get(&task)?;
-        let hold = self.holds.get(&id)?;
-        let of_task = (task, BackendIndex(0))..=(task, BackendIndex(u32::MAX));
-        let is_it = hold.ident.is_none() && hold.backends.range(of_task).next().is_some();
-        is_it.then_some(id)
+    /// The number of a service of which only backends are installed, by one of its tasks, and the
+    /// state that the task is in.
+    pub(super) fn recognise(&self, task: Ident) -> Option<(BackendState, ServiceId)> {
+        let of_task = (task, ServiceId(0))..=(task, ServiceId(u32::MAX));
+        let nameless = |id: &ServiceId| self.holds.get(id).is_some_and(|it| it.ident.is_none());
+        let ids = self.strays.range(of_task).map(|(_, id)| *id).filter(nameless);
+        ids.filter_map(|id| Some((self.uses_of(id, task).map(|it| it.1.state).min()?, id))).min()
     }
 
     /// Whether there may be anything to recognise.

@@ -57,8 +57,8 @@ impl<'a> Run<'a> {
         }
         let moved = self.set_nodes();
         let mut todo = self.find_changes(&moved);
-        for name in &todo.services {
-            self.plan_service(name);
+        for (name, service, ident) in &todo.services {
+            self.plan_service(name, service, *ident);
         }
         if first {
             self.find_strangers(&mut todo);
@@ -238,9 +238,8 @@ fn is_downgrade(old: &BackendRecord, new: &BackendRecord) -> bool {
 impl Todo<'_> {
     /// Every service that was looked at, by number.
     pub(super) fn ids(&self, planner: &Planner) -> Vec<(ServiceId, Option<ServiceName>)> {
-        let present = self.services.iter().filter_map(|name| {
-            let known = planner.memory.services.get(*name)?;
-            Some((planner.draft.service_id(known.ident)?, Some((*name).clone())))
+        let present = self.services.iter().filter_map(|(name, _, ident)| {
+            Some((planner.draft.service_id(*ident)?, Some((*name).clone())))
         });
         present.chain(self.gone.iter().map(|id| (*id, None))).collect()
     }

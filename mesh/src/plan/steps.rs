@@ -38,7 +38,9 @@ impl Steps {
 
     /// The operations in the order of application.
     pub(super) fn into_ops(self) -> Vec<MapOp> {
-        self.phases.into_iter().flatten().collect()
+        let mut ops = Vec::with_capacity(self.phases.iter().map(Vec::len).sum());
+        ops.extend(self.phases.into_iter().flatten());
+        ops
     }
 }
 

@@ -76,17 +76,17 @@ impl<'a> Run<'a> {
         let ports = self.served_ports(service);
         let mut wanted =
             Wanted { service, ident, id, ports, members: Vec::new(), down: BTreeSet::new() };
-        let mut seen = BTreeSet::new();
         for task in self.tasks_needed_here(service) {
             let ident = Ident::of_task(&service.name, &task.name, &task.node);
             if task.state == TaskState::Down {
                 wanted.down.insert(ident);
-            } else if seen.insert(ident) {
+            } else {
                 wanted.members.extend(self.member(service, id, task, ident));
             }
         }
         // Equal on every node and after every restart, whatever the order of the tasks.
         wanted.members.sort_by_key(|member| member.ident);
+        wanted.members.dedup_by_key(|member| member.ident);
         wanted
     }
 
@@ -97,7 +97,10 @@ impl<'a> Run<'a> {
         let mut id = draft.service_id(ident);
         if id.is_none() && draft.has_strays() {
             let task = |task: &Task| Ident::of_task(&service.name, &task.name, &task.node);
-            id = service.tasks.iter().find_map(|it| draft.recognise(task(it)));
+            // The service may have left under one number and come back under another before; then
+            // the backends under the old one are leaving.
+            let found = service.tasks.iter().filter_map(|it| draft.recognise(task(it)));
+            id = found.min().map(|(_, id)| id);
             id.into_iter().for_each(|id| draft.name_service(id, ident));
         }
         if let Some(id) = &id {

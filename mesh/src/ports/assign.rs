@@ -91,7 +91,7 @@ fn walks_of<'a>(service: &'a ServiceName, specs: &[PortSpec]) -> Vec<Walk<'a>> {
 
 impl<'a> Walk<'a> {
     fn of(service: &'a ServiceName, spec: &PortSpec, ordinal: u32) -> Self {
-        let mut hasher = SipHasher24::new_with_keys(0x7765_6972_2d70_6f72, 0x7473_2d76_31);
+        let mut hasher = SipHasher24::new_with_keys(0x7765_6972_2d70_6f72, 0x0074_732d_7631);
         hasher.write_u8(spec.protocol.number());
         hasher.write(&spec.target.get().to_le_bytes());
         hasher.write(&ordinal.to_le_bytes());

@@ -1,6 +1,6 @@
 //! What every source must get right before its word becomes a snapshot.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use super::{Generation, MeshSnapshot};
 use crate::{
@@ -91,11 +91,14 @@ impl MeshSnapshot {
             check_tasks(&service, &nodes, &mut errors);
             check_ports(&service, &mut errors);
             service.tasks.sort_by(|a, b| a.name.cmp(&b.name));
-            let name = service.name.clone();
-            if named.contains_key(&name) {
-                errors.push(SnapshotError::DuplicateService { at, service: name });
-            } else {
-                named.insert(name, service);
+            match named.entry(service.name.clone()) {
+                Entry::Vacant(place) => {
+                    place.insert(service);
+                }
+                Entry::Occupied(first) => {
+                    let service = first.key().clone();
+                    errors.push(SnapshotError::DuplicateService { at, service });
+                }
             }
         }
         errors.extend(port_conflicts(&named).into_iter().map(SnapshotError::from));

@@ -217,8 +217,7 @@ impl Story {
 
     /// A port that is served before and after is served all the time.
     fn check_ports_stay(&self, ops: &[MapOp]) {
-        let wanted: BTreeSet<Frontend> =
-            self.wanted_ports().into_iter().map(|(port, _)| port).collect();
+        let wanted: BTreeSet<Frontend> = self.wanted_ports().into_keys().collect();
         for op in ops {
             if let MapOp::Withdraw(frontend) = op {
                 assert!(!wanted.contains(frontend), "{frontend} is withdrawn");
@@ -326,7 +325,7 @@ impl Story {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn whatever_happens_nothing_points_at_something_missing(

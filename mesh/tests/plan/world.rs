@@ -68,11 +68,10 @@ impl World {
     pub fn apply(&mut self, ops: &[MapOp]) {
         for op in ops {
             self.check_rest(op);
-            let before = self.kernel.clone();
+            self.note_freed(op);
             let applied = self.kernel.apply(op);
-            assert_eq!(applied, Ok(()), "{op:?} in\n{}\nof {ops:#?}", before.dump());
+            assert_eq!(applied, Ok(()), "{op:?} in\n{}\nof {ops:#?}", self.kernel.dump());
             assert_sound(&self.kernel);
-            self.note_freed(&before, op);
             self.planner.applied(op, self.now);
         }
     }
@@ -132,12 +131,14 @@ impl World {
         }
     }
 
-    fn note_freed(&mut self, before: &Installed, op: &MapOp) {
+    fn note_freed(&mut self, op: &MapOp) {
         let place = match op {
             MapOp::RemoveNode(at) => (Array::Nodes, u32::from(at.0), 1),
             MapOp::RemoveBackend(at) => (Array::Backends, at.0, 1),
             MapOp::RemoveRecord(at) => (Array::Slots, at.0, 1),
-            MapOp::FreeRegion { offset } => (Array::Cells, *offset, before.regions[offset].len()),
+            MapOp::FreeRegion { offset } => {
+                (Array::Cells, *offset, self.kernel.regions[offset].len())
+            }
             _ => return,
         };
         let region = Region { offset: place.1, len: place.2 as u32 };
