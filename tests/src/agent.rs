@@ -50,6 +50,7 @@ impl AgentConfig {
             .set("tunnel.port", TUNNEL_PORT)
             .set("http.listen", format!("0.0.0.0:{HTTP_PORT}"))
             .set("socket.path", text(&socket(&host.inner)))
+            .set("state.path", text(&host.run_dir().join("state.json")))
             .set("source.file.path", text(&host.inner.mesh_file));
         config
     }

@@ -14,6 +14,7 @@ use crate::firewall::DockerRules;
 use crate::http::Answer;
 use crate::lab::Options;
 use crate::netns::Netns;
+use crate::probe::{Probe, Seen};
 use crate::process::{self, Process};
 
 /// A node of the mesh: an uplink `eth0` on the fabric, a bridge `gw0` for its tasks, a cgroup.
@@ -78,6 +79,11 @@ impl Host {
     /// Runs a program on the host to its end.
     pub fn output(&self, command: Command) -> Result<Output> {
         process::output(command, self.netns(), Some(self.cgroup()))
+    }
+
+    /// Asks from programs of the host, one after the other.
+    pub fn probe(&self, probes: &[Probe]) -> Result<Vec<Seen>> {
+        Probe::seen(&self.output(Probe::command(probes)?)?)
     }
 
     /// Runs a closure in the host's namespace. It stays in our own cgroup: for what weir's
@@ -149,6 +155,11 @@ impl Client {
     /// Runs a program in the client's namespace to its end.
     pub fn output(&self, command: Command) -> Result<Output> {
         process::output(command, &self.netns, None)
+    }
+
+    /// Asks once.
+    pub fn ask(&self, probe: &Probe) -> Seen {
+        self.run(|| probe.ask())
     }
 
     /// `GET /` over a new connection.

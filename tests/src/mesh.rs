@@ -131,9 +131,14 @@ impl Mesh {
 
     /// Replaces the file in one step, so that no agent reads half of it.
     pub fn write(&self) -> Result<()> {
-        let new = self.path.with_extension("new");
+        self.write_to(&self.path)
+    }
+
+    /// Replaces another file: one that a single agent was told to read.
+    pub fn write_to(&self, path: &Path) -> Result<()> {
+        let new = path.with_extension("new");
         fs::write(&new, self.render()?).with_context(|| new.display().to_string())?;
-        fs::rename(&new, &self.path).with_context(|| self.path.display().to_string())
+        fs::rename(&new, path).with_context(|| path.display().to_string())
     }
 }
 

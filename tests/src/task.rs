@@ -16,6 +16,7 @@ use crate::lab::prepare;
 use crate::link::{Prefix, Veth};
 use crate::netns::Netns;
 use crate::plan::{self, Families, GATEWAY, UPLINK};
+use crate::probe::{Probe, Seen};
 use crate::process::{self, Process};
 use crate::wait::eventually;
 
@@ -82,6 +83,11 @@ impl Task {
     /// Runs a program in the task to its end.
     pub fn output(&self, command: Command) -> Result<Output> {
         process::output(command, &self.netns, Some(&self.cgroup))
+    }
+
+    /// Asks from programs of the task, one after the other.
+    pub fn probe(&self, probes: &[Probe]) -> Result<Vec<Seen>> {
+        Probe::seen(&self.output(Probe::command(probes)?)?)
     }
 
     /// Runs a closure in the task's namespace.

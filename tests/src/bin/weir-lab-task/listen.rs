@@ -1,6 +1,7 @@
 //! Dual-stack sockets, client addresses as the client would write them, and SIGTERM.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Socket, Type};
@@ -19,7 +20,22 @@ pub fn tcp(port: u16) -> Result<TcpListener> {
 
 /// The same for UDP.
 pub fn udp(port: u16) -> Result<UdpSocket> {
-    Ok(UdpSocket::from_std(dual_stack(Type::DGRAM, port)?.into())?)
+    let socket = dual_stack(Type::DGRAM, port)?;
+    accept_no_checksum(&socket)?;
+    Ok(UdpSocket::from_std(socket.into())?)
+}
+
+/// IPv6 datagrams without a checksum are dropped unless the server wants them (RFC 6936).
+fn accept_no_checksum(socket: &Socket) -> Result<()> {
+    const UDP_NO_CHECK6_RX: libc::c_int = 102; // linux/udp.h
+    let on: libc::c_int = 1;
+    let (fd, size) = (socket.as_raw_fd(), size_of_val(&on) as libc::socklen_t);
+    // SAFETY: the value lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(fd, libc::SOL_UDP, UDP_NO_CHECK6_RX, (&raw const on).cast(), size)
+    };
+    anyhow::ensure!(result == 0, "UDP_NO_CHECK6_RX: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 fn dual_stack(kind: Type, port: u16) -> Result<Socket> {

@@ -7,6 +7,7 @@ mod listen;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_tests::Probe;
 
 /// Servers for the lab's tasks.
 #[derive(Debug, Parser)]
@@ -29,6 +30,11 @@ enum Program {
         /// Put `NAME CLIENT` before each UDP answer
         #[arg(long)]
         say_name: bool,
+    },
+    /// Ask services over sockets, and print what was seen
+    Probe {
+        /// A JSON list of probes
+        probes: String,
     },
     /// Receive bulk data, check every byte, report the count
     Sink(bulk::Peer),
@@ -68,7 +74,15 @@ async fn main() -> Result<()> {
     match Cli::parse().program {
         Program::Http { server } => http::serve(server).await,
         Program::Echo { server, say_name } => echo::serve(server, say_name).await,
+        Program::Probe { probes } => probe(&probes),
         Program::Sink(peer) => bulk::sink(&peer),
         Program::Source { peer, mb } => bulk::source(&peer, mb * 1_000_000),
     }
+}
+
+fn probe(probes: &str) -> Result<()> {
+    let probes: Vec<Probe> = serde_json::from_str(probes)?;
+    let seen: Vec<_> = probes.iter().map(Probe::ask).collect();
+    println!("{}", serde_json::to_string(&seen)?);
+    Ok(())
 }

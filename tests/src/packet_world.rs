@@ -1,0 +1,240 @@
+//! A node of which only the kernel programs are real: no interfaces, no sockets, one packet at a
+//! time. Its maps are filled by the planner from a snapshot, as an agent's are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use weir_abi::Config;
+use weir_loader::{Arrival, Trial};
+use weir_mesh::{
+    Balance, Generation, LocalView, MeshSnapshot, Node, NodeName, Port, Protocol, PublishMode,
+    PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
+    install::Via,
+    plan::{Moment, Planner},
+};
+
+use crate::{bpffs::BpffsLease, packet};
+
+/// Where the tunnel device would be.
+pub const TUNNEL: u32 = 7;
+/// Where clients arrive.
+pub const UPLINK: u32 = 3;
+/// The host side of a local task's veth.
+pub const VETH: u32 = 9;
+
+/// The node `n1`: 10.77.0.11 and fd77::11, also 10.77.0.21.
+pub struct World {
+    trial: Trial,
+    planner: Planner,
+    snapshot: MeshSnapshot,
+    now: Duration,
+    /// Last, since the trial's pins must be gone before it is given back.
+    _bpffs: BpffsLease,
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Left to the stack, untouched.
+    Passed,
+    /// Dropped.
+    Dropped,
+    /// Sent on, as described.
+    Sent(String),
+}
+
+impl World {
+    /// A mesh of `n1` (this node), `n2` and `n3`, with nothing on it.
+    ///
+    /// # Errors
+    /// When the programs cannot be loaded.
+    pub fn new() -> Result<Self> {
+        let config = Config {
+            tunnel_ifindex: TUNNEL,
+            mss4: 1410,
+            mss6: 1390,
+            relay4: [169, 254, 119, 1],
+            source4: [10, 77, 0, 11],
+            relay6: "fd77:6569:7200::1".parse::<Ipv6Addr>()?.octets(),
+            source6: "fd77::11".parse::<Ipv6Addr>()?.octets(),
+            ..Config::default()
+        };
+        let own: Vec<IpAddr> = ["10.77.0.11", "10.77.0.21", "fd77::11"]
+            .iter()
+            .map(|a| a.parse())
+            .collect::<Result<_, _>>()?;
+        let bpffs = BpffsLease::take()?;
+        let trial = Trial::new(config, &own)?;
+        let limits = weir_mesh::plan::Limits::default();
+        let planner = Planner::new(trial.installed()?, limits, Moment(Duration::ZERO));
+        let mut snapshot = MeshSnapshot { generation: Generation(1), ..MeshSnapshot::default() };
+        for (name, address) in [("n1", "10.77.0.11"), ("n2", "10.77.0.12"), ("n3", "10.77.0.13")] {
+            let node = Node { name: NodeName::new(name), address: address.parse()? };
+            snapshot.nodes.insert(node.name.clone(), node);
+        }
+        Ok(Self { trial, planner, snapshot, now: Duration::ZERO, _bpffs: bpffs })
+    }
+
+    /// Replaces the service `name`: `ports` such as `"8080:80/tcp"` or `"9090:80/tcp/host"`, tasks
+    /// as (name, node, last byte of the address, state).
+    ///
+    /// # Errors
+    /// When the description is wrong, or the kernel refuses it.
+    pub fn service(
+        &mut self,
+        name: &str,
+        balance: Balance,
+        ports: &[&str],
+        tasks: &[(&str, &str, u8, TaskState)],
+    ) -> Result<()> {
+        let service = Service {
+            name: ServiceName::new(name),
+            balance,
+            ports: ports.iter().map(|text| port(text)).collect::<Result<_>>()?,
+            tasks: tasks
+                .iter()
+                .map(|(name, node, last, state)| task(name, node, *last, *state))
+                .collect(),
+            timeouts: Timeouts::default(),
+        };
+        self.snapshot.services.insert(service.name.clone(), service);
+        self.apply()
+    }
+
+    /// Lets time go by for the planner: deadlines pass.
+    ///
+    /// # Errors
+    /// When the kernel refuses what follows.
+    pub fn wait(&mut self, time: Duration) -> Result<()> {
+        self.now += time;
+        self.apply()
+    }
+
+    fn apply(&mut self) -> Result<()> {
+        let own = NodeName::new("n1");
+        let mut reach = BTreeMap::new();
+        for task in self.snapshot.services.values().flat_map(|service| &service.tasks) {
+            if task.node == own {
+                for addr in task.addresses() {
+                    reach.insert(addr, Via::Peer { ifindex: VETH, mac: [2, 0, 0, 0, 0, 3] });
+                }
+            }
+        }
+        let local = LocalView { node: own, reach, withheld: BTreeSet::new() };
+        let now = Moment(self.now);
+        let plan = self.planner.plan(&self.snapshot, &local, now);
+        ensure!(plan.problems.is_empty(), "{:?}", plan.problems);
+        for op in &plan.ops {
+            self.trial.apply(op)?;
+            self.planner.applied(op, now);
+        }
+        Ok(())
+    }
+
+    /// Runs a program on a packet that arrived.
+    ///
+    /// # Errors
+    /// When the packet cannot be built or the kernel refuses it.
+    pub fn run(&self, program: &str, packet: &str) -> Result<Outcome> {
+        self.run_bytes(
+            program,
+            &packet::build(packet)?,
+            Arrival { ingress_ifindex: UPLINK, ..Arrival::default() },
+        )
+    }
+
+    /// Runs `tun_out` on a packet that a socket of this host sent.
+    ///
+    /// # Errors
+    /// As [`World::run`].
+    pub fn departs(&self, packet: &str) -> Result<Outcome> {
+        self.run_bytes("tun_out", &packet::build(packet)?, Arrival::default())
+    }
+
+    /// Runs the tunnel's program on a packet that node `from` sent with `tag`.
+    ///
+    /// # Errors
+    /// As [`World::run`].
+    pub fn tunnel(&self, from: u16, tag: u32, packet: &str) -> Result<Outcome> {
+        let arrival = Arrival { ingress_ifindex: TUNNEL, tunnel: (from, tag) };
+        self.run_bytes("tun_in_case", &packet::build(packet)?, arrival)
+    }
+
+    /// Runs a program on bytes.
+    ///
+    /// # Errors
+    /// As [`World::run`].
+    pub fn run_bytes(&self, program: &str, packet: &[u8], arrival: Arrival) -> Result<Outcome> {
+        const NEXT: i32 = -1;
+        const SHOT: i32 = 2;
+        const REDIRECT: i32 = 7;
+        let ran = self.trial.run(program, packet, arrival)?;
+        Ok(match ran.verdict {
+            NEXT if ran.packet == packet => Outcome::Passed,
+            NEXT => Outcome::Sent(packet::describe(&ran.packet)),
+            SHOT => Outcome::Dropped,
+            REDIRECT => Outcome::Sent(packet::describe(&ran.packet)),
+            other => anyhow::bail!("{program} gave the verdict {other}"),
+        })
+    }
+
+    /// The tag of a task, and the position of a node, as the maps have them.
+    ///
+    /// # Errors
+    /// When there is no such task or node.
+    pub fn tag(&self, service: &str, task: &str, node: &str) -> Result<u32> {
+        let ident = weir_mesh::Ident::of_task(
+            &ServiceName::new(service),
+            &TaskName::new(task),
+            &NodeName::new(node),
+        );
+        Ok(weir_mesh::ident::Tag::of(ident).0)
+    }
+
+    /// The position of a node.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn node(&self, name: &str) -> Result<u16> {
+        let ident = weir_mesh::Ident::of_node(&NodeName::new(name));
+        let installed = self.planner.installed();
+        let found = installed.nodes.iter().find(|(_, record)| record.ident == ident);
+        found.map(|(index, _)| index.0).with_context(|| format!("no node {name}"))
+    }
+
+    /// How often packets were dropped, or answered, for a reason.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn drops(&self, reason: &str) -> Result<u64> {
+        let stats = self.trial.stats()?;
+        stats.drops.get(reason).copied().with_context(|| format!("no reason {reason}"))
+    }
+}
+
+fn port(text: &str) -> Result<Port> {
+    let (ports, rest) = text.split_once('/').context("PUBLISHED:TARGET/PROTOCOL")?;
+    let (published, target) = ports.split_once(':').context("PUBLISHED:TARGET")?;
+    let mode = if rest.ends_with("/host") { PublishMode::Host } else { PublishMode::Ingress };
+    Ok(Port {
+        protocol: if rest.starts_with("udp") { Protocol::Udp } else { Protocol::Tcp },
+        published: PublishedPort::new(published.parse()?).context("published port 0")?,
+        target: TargetPort::new(target.parse()?).context("target port 0")?,
+        mode,
+    })
+}
+
+fn task(name: &str, node: &str, last: u8, state: TaskState) -> Task {
+    Task {
+        name: TaskName::new(name),
+        node: NodeName::new(node),
+        ipv4: Some(Ipv4Addr::new(172, 18, 0, last)),
+        ipv6: Some(Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, last.into())),
+        weight: 1,
+        state,
+    }
+}
