@@ -6,8 +6,8 @@
 //! drains, and every freed place rests before it is used again. The planner keeps these deadlines;
 //! the clock is the caller's.
 //!
-//! Order of reading: [`run`](self) through one plan, `wanted` for what a service should look like,
-//! `build` for finding room for it, `depart` for how things leave.
+//! Order of reading: `run` goes through one plan, `wanted` says what a service should look like,
+//! `build` finds room for it, `depart` is how things leave.
 
 mod build;
 mod changes;
@@ -206,12 +206,8 @@ impl Planner {
     pub fn resync(&mut self, installed: Installed, now: Moment) {
         let mut anew = Self::new(installed, self.stock.limits(), now);
         anew.stock.mark_used(&self.stock, now);
-        anew.departures = self.departures.clone();
-        let (old, new) = (&self.draft.installed, &anew.draft.installed);
-        anew.departures.retain(|index| {
-            let generation = |it: &Installed| it.backends.get(&index).map(|it| it.generation);
-            generation(old) == generation(new)
-        });
+        anew.departures = std::mem::take(&mut self.departures);
+        anew.departures.keep_common(&self.draft.installed, &anew.draft.installed);
         *self = anew;
     }
 

@@ -8,7 +8,7 @@ use std::{
 use super::{GRACE, Moment, Planner, draft::Draft, run::Run, stock::Freed};
 use crate::{
     ident::{Ident, Tag},
-    install::{BackendIndex, BackendRecord, BackendState, Frontend, MapOp, ServiceId},
+    install::{BackendIndex, BackendRecord, BackendState, Frontend, Installed, MapOp, ServiceId},
     service::{Service, ServiceName, Timeouts},
 };
 
@@ -27,9 +27,13 @@ impl Departures {
         self.backends.values().chain(self.ports.values()).copied()
     }
 
-    /// Forgets backends that are not the same any more.
-    pub(super) fn retain(&mut self, is_same: impl Fn(BackendIndex) -> bool) {
-        self.backends.retain(|index, _| is_same(*index));
+    /// Forgets what is not the same in the maps as they were thought to be and as they are.
+    pub(super) fn keep_common(&mut self, thought: &Installed, found: &Installed) {
+        self.backends.retain(|index, _| {
+            let of = |maps: &Installed| maps.backends.get(index).map(|it| it.generation);
+            of(thought) == of(found)
+        });
+        self.ports.retain(|frontend, _| found.ports.contains_key(frontend));
     }
 
     /// The services of which something is due.

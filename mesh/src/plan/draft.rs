@@ -47,13 +47,15 @@ impl Draft {
     /// Indexes what is installed.
     pub(super) fn new(installed: Installed) -> Self {
         let mut draft = Self::default();
-        let mut ops = Vec::new();
-        ops.extend(installed.nodes.iter().map(|(at, node)| MapOp::SetNode(*at, *node)));
-        ops.extend(installed.backends.iter().map(|(at, it)| MapOp::SetBackend(*at, *it)));
-        ops.extend(installed.records.iter().map(|(slot, it)| MapOp::SetRecord(*slot, *it)));
-        ops.extend(installed.ports.iter().map(|(port, slot)| MapOp::Publish(*port, *slot)));
-        for op in &ops {
-            draft.put(op);
+        draft.nodes.extend(installed.nodes.iter().map(|(index, node)| (node.ident, *index)));
+        for (index, backend) in &installed.backends {
+            draft.add_backend(*index, backend);
+        }
+        for record in installed.records.values() {
+            draft.add_record(record);
+        }
+        for (frontend, slot) in &installed.ports {
+            draft.add_port(*frontend, *slot, installed.records.get(slot));
         }
         draft.installed = installed;
         let nameless = draft.holds.iter().filter(|(_, hold)| hold.ident.is_none());
@@ -70,11 +72,18 @@ impl Draft {
                 self.nodes.insert(node.ident, *index);
             }
             MapOp::RemoveNode(index) => self.forget_node(*index),
-            MapOp::SetBackend(index, backend) => self.index_backend(*index, backend),
+            MapOp::SetBackend(index, backend) => {
+                self.forget_use(*index);
+                self.add_backend(*index, backend);
+            }
             MapOp::RemoveBackend(index) => self.forget_backend(*index),
-            MapOp::SetRecord(_, record) => self.index_record(record),
+            MapOp::SetRecord(_, record) => self.add_record(record),
             MapOp::RemoveRecord(slot) => self.forget_record(*slot),
-            MapOp::Publish(frontend, slot) => self.index_port(*frontend, *slot),
+            MapOp::Publish(frontend, slot) => {
+                self.forget_port(*frontend);
+                let record = self.installed.records.get(slot).copied();
+                self.add_port(*frontend, *slot, record.as_ref());
+            }
             MapOp::Withdraw(frontend) => self.forget_port(*frontend),
             MapOp::WriteRegion { .. }
             | MapOp::FreeRegion { .. }
@@ -171,10 +180,7 @@ impl Draft {
         self.installed.tags.range(every).map(|((_, tag), index)| (*tag, *index))
     }
 
-    fn index_backend(&mut self, index: BackendIndex, backend: &BackendRecord) {
-        if let Some(old) = self.installed.backends.get(&index).copied() {
-            self.unindex_backend(index, &old);
-        }
+    fn add_backend(&mut self, index: BackendIndex, backend: &BackendRecord) {
         let hold = self.holds.entry(backend.service).or_default();
         hold.backends.insert((backend.ident, index));
         if let Via::Tunnel { node } = backend.via {
@@ -183,22 +189,24 @@ impl Draft {
     }
 
     fn forget_backend(&mut self, index: BackendIndex) {
-        if let Some(old) = self.installed.backends.get(&index).copied() {
-            self.unindex_backend(index, &old);
-            self.forget_if_empty(old.service);
+        if let Some(service) = self.forget_use(index) {
+            self.forget_if_empty(service);
         }
     }
 
-    fn unindex_backend(&mut self, index: BackendIndex, old: &BackendRecord) {
+    /// Forgets what a backend is, for it will be something else. Answers whose it was.
+    fn forget_use(&mut self, index: BackendIndex) -> Option<ServiceId> {
+        let old = self.installed.backends.get(&index)?;
         if let Some(hold) = self.holds.get_mut(&old.service) {
             hold.backends.remove(&(old.ident, index));
         }
         if let Via::Tunnel { node } = old.via {
             decrement(&mut self.node_users, node);
         }
+        Some(old.service)
     }
 
-    fn index_record(&mut self, record: &ServiceRecord) {
+    fn add_record(&mut self, record: &ServiceRecord) {
         let hold = self.holds.entry(record.service).or_default();
         hold.ident = Some(record.ident);
         hold.records += 1;
@@ -219,12 +227,9 @@ impl Draft {
         self.forget_if_empty(record.service);
     }
 
-    fn index_port(&mut self, frontend: Frontend, slot: Slot) {
-        self.forget_port(frontend);
+    fn add_port(&mut self, frontend: Frontend, slot: Slot, record: Option<&ServiceRecord>) {
         *self.record_users.entry(slot).or_default() += 1;
-        if let Some(record) = self.installed.records.get(&slot)
-            && let Some(hold) = self.holds.get_mut(&record.service)
-        {
+        if let Some(hold) = record.and_then(|record| self.holds.get_mut(&record.service)) {
             hold.ports.insert(frontend);
         }
     }

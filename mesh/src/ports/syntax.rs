@@ -195,7 +195,7 @@ mod tests {
 
         #[test]
         fn a_range_has_as_many_ports_as_it_says(first in 1_u16.., last in 1_u16..) {
-            prop_assume!(first <= last);
+            let (first, last) = (first.min(last), first.max(last));
             let ports = parse_ports(&format!("{first}-{last}:{first}-{last}")).unwrap();
             prop_assert_eq!(ports.len(), usize::from(last - first) + 1);
             prop_assert_eq!(ports.last().unwrap().target.get(), last);
