@@ -131,7 +131,7 @@ impl<'i> Findings<'i> {
         });
         let (mut line, mut counted) = (1, 0);
         let bytes = self.text.as_bytes();
-        found
+        let mut faults: Vec<Fault> = found
             .into_iter()
             .map(|found| {
                 let place = match found.at {
@@ -151,7 +151,9 @@ impl<'i> Findings<'i> {
                     remedy: found.remedy,
                 }
             })
-            .collect()
+            .collect();
+        faults.dedup();
+        faults
     }
 }
 

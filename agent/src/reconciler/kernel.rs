@@ -6,10 +6,12 @@ use std::{
 };
 
 use weir_loader::{Attachments, Dataplane, Error, FlowCensus, Stats};
-use weir_mesh::{Installed, MapOp, install::Via};
+use weir_mesh::{Installed, Limits, MapOp, install::Via};
 
 /// A data plane that a [`super::Reconciler`] can drive: the kernel's, or one in memory in tests.
 pub trait Kernel {
+    /// The sizes of the maps.
+    fn limits(&self) -> Limits;
     /// What the maps hold now.
     fn installed(&self) -> Result<Installed, Error>;
     /// Applies one operation; an error leaves the maps as they were.
@@ -26,6 +28,10 @@ pub trait Kernel {
 }
 
 impl Kernel for Dataplane {
+    fn limits(&self) -> Limits {
+        Self::limits(self)
+    }
+
     fn installed(&self) -> Result<Installed, Error> {
         Self::installed(self)
     }

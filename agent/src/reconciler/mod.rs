@@ -28,7 +28,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, error, info, warn};
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    Limits, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, PublishMode,
+    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, PublishMode,
     install::Frontend,
 };
 
@@ -85,7 +85,7 @@ const AUDIT_SHARE: u32 = 20;
 impl<K: Kernel> Reconciler<K> {
     /// Takes over what the kernel holds.
     pub fn new(kernel: K, settings: Settings, now: Instant) -> Result<Self, Error> {
-        let planner = Planner::new(kernel.installed()?, Limits::default(), Moment::default());
+        let planner = Planner::new(kernel.installed()?, kernel.limits(), Moment::default());
         let Settings { node, intervals, .. } = settings.clone();
         let due = Due {
             plan: None,

@@ -54,7 +54,7 @@ impl Drafts {
         let mut keys = 0;
         for piece in pieces(findings.text()) {
             let Some(document) = parse_piece(findings, piece.clone()) else {
-                drafts.incomplete = true;
+                drafts.incomplete |= findings.text()[piece].contains("[[node");
                 continue;
             };
             keys += document.get_ref().len();
@@ -66,7 +66,7 @@ impl Drafts {
             let found = services::tables(root, "service", "[[service]]");
             drafts.services.extend(found.filter_map(|table| services::service(table, defaults)));
         }
-        if keys == 0 && !drafts.incomplete {
+        if keys == 0 && findings.is_empty() {
             findings.note(
                 0,
                 "",
@@ -90,9 +90,12 @@ impl Drafts {
         let ports = self.assign(findings)?;
         let mut offsets = Vec::with_capacity(self.services.len());
         let mut services = Vec::with_capacity(self.services.len());
+        let mut loose_nodes = Vec::new();
         for (draft, ports) in self.services.into_iter().zip(ports) {
             note_shared_addresses(&draft, findings);
             offsets.push(Offsets::of(&draft));
+            let loose = draft.loose_nodes.into_iter();
+            loose_nodes.extend(loose.map(|(node, offset)| (draft.name.clone(), node, offset)));
             let tasks = draft.tasks.into_iter().map(|task| task.task).collect();
             let ServiceDraft { name, balance, timeouts, .. } = draft;
             services.push(Service { name, balance, ports, tasks, timeouts });
@@ -105,6 +108,9 @@ impl Drafts {
             services: &offsets,
             incomplete: self.incomplete,
         };
+        for (service, node, offset) in &loose_nodes {
+            places.note_node(service, node, *offset);
+        }
         match MeshSnapshot::build(Generation(0), self.nodes, services) {
             Ok(MeshSnapshot { nodes, services, .. }) => Some(Desired { nodes, services }),
             Err(errors) => {
@@ -210,10 +216,7 @@ impl Places<'_, '_> {
                 (Some(self.task(service, *at).0), remedy)
             }
             SnapshotError::UnknownNode { service, at, node, .. } => {
-                if self.incomplete || self.node_names.contains(node.as_str()) {
-                    return;
-                }
-                (Some(self.task(service, *at).1), self.unknown_node(node.as_str()))
+                return self.note_node(service, node.as_str(), self.task(service, *at).1);
             }
             SnapshotError::DuplicatePort { service, at, .. } => {
                 let port = self.service(service).and_then(|offsets| offsets.ports.get(*at));
@@ -231,6 +234,15 @@ impl Places<'_, '_> {
             }
         };
         self.findings.note(offset.unwrap_or_default(), "", problem, remedy);
+    }
+
+    /// Says so if a node is not in the file.
+    fn note_node(&self, service: &ServiceName, node: &str, offset: usize) {
+        if self.incomplete || self.node_names.contains(node) {
+            return;
+        }
+        let key = format!("service {service}: node = \"{node}\"");
+        self.findings.note(offset, key, "no such node", self.unknown_node(node));
     }
 
     fn unknown_node(&self, name: &str) -> String {

@@ -42,10 +42,20 @@ fn short(entry: Value<'_, '_>, text: &str) -> Vec<PortSpec> {
         Err(error) => {
             // The message is "problem; remedy" already.
             let message = error.to_string();
+            let message = without_spec(&message, text);
             let (problem, remedy) = message.split_once("; ").unwrap_or((&message, ""));
             entry.fault(problem, remedy);
             Vec::new()
         }
+    }
+}
+
+/// The fault shows the value in front of the message.
+fn without_spec(message: &str, spec: &str) -> String {
+    let message = message.replace(&format!(" in \"{spec}\""), "");
+    match message.strip_prefix(&format!("\"{spec}\" ")) {
+        Some(rest) => rest.to_owned(),
+        None => message,
     }
 }
 

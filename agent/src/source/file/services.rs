@@ -19,6 +19,8 @@ pub(super) struct ServiceDraft {
     pub balance: Balance,
     pub ports: Vec<PortDraft>,
     pub tasks: Vec<TaskDraft>,
+    /// What tasks that have other mistakes name as their node, and where.
+    pub loose_nodes: Vec<(String, usize)>,
     pub timeouts: Timeouts,
 }
 
@@ -60,16 +62,22 @@ pub(super) fn service(table: Table<'_, '_>, defaults: Timeouts) -> Option<Servic
     let balance = table.get("balance").and_then(balance).unwrap_or_default();
     let ports = table.get("publish").map(publish::ports).unwrap_or_default();
     let tasks = table.get("task").and_then(|tasks| tasks.list("[[service.task]]"));
-    let tasks = tasks.into_iter().flatten().filter_map(|value| task(value, &subject)).collect();
+    let mut loose_nodes = Vec::new();
+    let tasks = tasks.into_iter().flatten();
+    let tasks = tasks.filter_map(|value| task(value, &subject, &mut loose_nodes)).collect();
     let timeouts = match table.get("timeouts").and_then(|t| t.table("[service.timeouts]")) {
         Some(timeouts) => timeouts_of(timeouts, &subject, defaults),
         None => defaults,
     };
     let name = ServiceName::new(name?);
-    Some(ServiceDraft { name, offset: table.offset(), balance, ports, tasks, timeouts })
+    Some(ServiceDraft { name, offset: table.offset(), balance, ports, tasks, loose_nodes, timeouts })
 }
 
-fn task(value: Value<'_, '_>, service: &str) -> Option<TaskDraft> {
+fn task(
+    value: Value<'_, '_>,
+    service: &str,
+    loose_nodes: &mut Vec<(String, usize)>,
+) -> Option<TaskDraft> {
     let table = value.table("[[service.task]]")?.named(service);
     let name = name_of(table, "task", "name = \"web.1\"");
     let subject = match name {
@@ -83,9 +91,13 @@ fn task(value: Value<'_, '_>, service: &str) -> Option<TaskDraft> {
     let address = table.require("address", ADDRESS).and_then(addresses);
     let weight = table.get("weight").and_then(|weight| weight.number(0..=u64::from(MAX_WEIGHT)));
     let state = table.get("state").and_then(state).unwrap_or_default();
-    let ((node, node_offset), (ipv4, ipv6)) = (node?, address?);
+    let (node, node_offset) = node?;
+    let Some((name, (ipv4, ipv6))) = name.zip(address) else {
+        loose_nodes.push((node.to_owned(), node_offset));
+        return None;
+    };
     let task = Task {
-        name: TaskName::new(name?),
+        name: TaskName::new(name),
         node: NodeName::new(node),
         ipv4,
         ipv6,
