@@ -18,7 +18,10 @@ use crate::{
     logging::Logging,
     metrics::Metrics,
     observe::Observer,
-    reconciler::{self, thread::Handle},
+    reconciler::{
+        self,
+        thread::{Handle, Started},
+    },
     snapshots::{self, SnapshotWriter},
     source::file::FileSource,
     state::StateFile,
@@ -52,7 +55,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     // Snapshots -> the kernel.
     let metrics = Arc::new(Metrics::new());
     let settings = reconciler_settings(&config, &metrics);
-    let (opening, reconciler, thread) =
+    let Started { opening, handle: reconciler, thread } =
         reconciler::thread::spawn(config.dataplane_options(), settings)
             .context("cannot start the reconciler's thread")?;
     tokio::spawn(reconciler.clone().follow(view.clone()));

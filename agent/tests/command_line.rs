@@ -1,4 +1,5 @@
 //! The command line: exit codes, and what it says when there is no agent.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     fs,
@@ -126,7 +127,8 @@ fn a_variable_sets_a_key() {
     let output = command.output().unwrap();
     assert_eq!(code(&output), 2);
     assert!(
-        stderr(&output).contains("WEIR_NODE_ADDRESS: node.address = \"nowhere\": not an IP address"),
+        stderr(&output)
+            .contains("WEIR_NODE_ADDRESS: node.address = \"nowhere\": not an IP address"),
         "{}",
         stderr(&output)
     );

@@ -1,5 +1,6 @@
 //! Every mistake in a `weir.toml` gets a message that names the line, the key, the value and the
 //! way out, and all of them come at once.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 

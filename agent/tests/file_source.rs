@@ -1,4 +1,5 @@
 //! The file source follows its file through everything that editors, tools and accidents do to it.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, path::PathBuf, time::Duration};
 

@@ -134,7 +134,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Does all that is due.
     pub fn work(&mut self, now: Instant) {
         if self.due.host <= now {
-            self.look_at_host();
+            self.look_at_host(now);
             self.due.host = now + self.settings.intervals.host;
         }
         if self.due.audit <= now {
@@ -169,7 +169,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Interfaces and listeners; what changed there changes the plan.
-    fn look_at_host(&mut self) {
+    fn look_at_host(&mut self, now: Instant) {
         let snapshot = self.snapshot().unwrap_or_default();
         let before = self.local.clone();
         match self.kernel.sync_interfaces(&local_tasks(&snapshot, &self.settings.node)) {
@@ -189,7 +189,7 @@ impl<K: Kernel> Reconciler<K> {
         self.report.withheld = self.holders(&snapshot);
         self.local.withheld = self.report.withheld.keys().copied().collect();
         if self.local != before {
-            self.due.plan = Some(Instant::now());
+            self.due.plan = Some(now);
             debug!("the host changed");
         }
     }
@@ -221,7 +221,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.note_installed();
                 self.due.plan = Some(now);
             }
-            Err(failure) => self.fail(&failure),
+            Err(failure) => self.fail(&failure, now),
         }
         let took = started.elapsed();
         self.due.audit = now + took + self.settings.intervals.audit.max(took * AUDIT_SHARE);
@@ -235,8 +235,8 @@ impl<K: Kernel> Reconciler<K> {
         let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
         self.note_problems(&plan.problems, &snapshot);
         self.due.plan = plan.wake.map(|wake| self.epoch + wake.0);
-        if let Err((op, failure)) = self.apply(&plan.ops) {
-            self.recover(&op, &failure, now);
+        if let Err(failure) = self.apply(&plan.ops) {
+            self.recover(&failure, now);
             return;
         }
         self.backoff = FIRST_BACKOFF;
@@ -246,9 +246,9 @@ impl<K: Kernel> Reconciler<K> {
         self.settle(&snapshot, plan.ops.len(), started);
     }
 
-    fn apply(&mut self, ops: &[MapOp]) -> Result<(), (MapOp, Error)> {
+    fn apply(&mut self, ops: &[MapOp]) -> Result<(), Error> {
         for op in ops {
-            self.kernel.apply(op).map_err(|failure| (op.clone(), failure))?;
+            self.kernel.apply(op).inspect_err(|_| debug!(?op, "the operation that failed"))?;
             let moment = self.moment(Instant::now());
             self.planner.applied(op, moment);
         }
@@ -280,26 +280,25 @@ impl<K: Kernel> Reconciler<K> {
 
     /// An operation failed: whatever comes after it in the plan must not be applied, and the mirror
     /// is no longer to be trusted.
-    fn recover(&mut self, op: &MapOp, failure: &Error, now: Instant) {
-        debug!(?op, "the operation that failed");
-        self.fail(failure);
+    fn recover(&mut self, failure: &Error, now: Instant) {
+        self.fail(failure, now);
         match self.kernel.installed() {
             Ok(installed) => self.planner.resync(installed, self.moment(now)),
-            Err(failure) => self.fail(&failure),
+            Err(failure) => self.fail(&failure, now),
         }
         self.note_installed();
         self.due.plan = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
     }
 
-    fn fail(&mut self, failure: &Error) {
+    fn fail(&mut self, failure: &Error, now: Instant) {
         self.report.failures += 1;
         let text = failure.to_string();
         if self.report.failed.as_ref() != Some(&text) {
             error!(error = text, "the kernel refused a change, trying again");
         }
         self.report.failed = Some(text);
-        let retry = Instant::now() + self.backoff;
+        let retry = now + self.backoff;
         self.due.plan = Some(self.due.plan.map_or(retry, |due| due.min(retry)));
     }
 

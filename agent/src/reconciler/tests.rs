@@ -1,1 +1,364 @@
+//! The reconciler against maps in memory that are as strict as the kernel's.
 
+use std::{cell::RefCell, net::TcpListener, rc::Rc};
+
+use prometheus_client::metrics::histogram::Histogram;
+use weir_loader::{Attachments, Counters, Stats};
+use weir_mesh::{
+    Balance, Generation, Ident, Installed, Limits, Node, Port, Protocol, PublishedPort, Service,
+    ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts, install::Via,
+};
+
+use super::*;
+
+/// Maps in memory. The test keeps one handle, the reconciler the other.
+#[derive(Clone, Default)]
+struct Fake(Rc<RefCell<Maps>>);
+
+#[derive(Default)]
+struct Maps {
+    installed: Installed,
+    applied: usize,
+    /// Refuse operations once this many were applied.
+    refuse_after: Option<usize>,
+    reach: BTreeMap<IpAddr, Via>,
+    interfaces_unreadable: bool,
+}
+
+fn refusal(what: &str) -> Error {
+    Error { what: what.into(), cause: "no space left on device".into(), remedy: String::new() }
+}
+
+impl Kernel for Fake {
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    fn installed(&self) -> Result<Installed, Error> {
+        Ok(self.0.borrow().installed.clone())
+    }
+
+    fn apply(&mut self, op: &MapOp) -> Result<(), Error> {
+        let mut maps = self.0.borrow_mut();
+        if maps.refuse_after.is_some_and(|after| maps.applied >= after) {
+            return Err(refusal("write to the map"));
+        }
+        maps.installed.apply(op).expect("no prefix of a plan leaves anything dangling");
+        maps.applied += 1;
+        Ok(())
+    }
+
+    fn sync_interfaces(
+        &mut self,
+        tasks: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Via>, Error> {
+        let maps = self.0.borrow();
+        if maps.interfaces_unreadable {
+            return Err(refusal("list the interfaces"));
+        }
+        let reached = maps.reach.iter().filter(|(address, _)| tasks.contains(address));
+        Ok(reached.map(|(address, via)| (*address, *via)).collect())
+    }
+
+    fn attachments(&self) -> Attachments {
+        Attachments::default()
+    }
+
+    fn stats(&self) -> Result<Stats, Error> {
+        let maps = self.0.borrow();
+        let counters = Counters { connections: 7, ..Counters::default() };
+        let backends = maps.installed.backends.keys().map(|index| (*index, counters)).collect();
+        Ok(Stats { backends, ..Stats::default() })
+    }
+
+    fn collect_flows(&mut self) -> Result<FlowCensus, Error> {
+        let installed = &self.0.borrow().installed;
+        let active = installed.backends.keys().map(|index| (*index, 3)).collect();
+        Ok(FlowCensus { active, expired: 2, forward: 5, reverse: 4, ..FlowCensus::default() })
+    }
+}
+
+/// A reconciler of node n1 whose clock is the test's.
+struct Bench {
+    maps: Fake,
+    reconciler: Reconciler<Fake>,
+    now: Instant,
+}
+
+const PEER: Via = Via::Peer { ifindex: 7, mac: [2, 0, 0, 0, 0, 1] };
+
+impl Bench {
+    fn new() -> Self {
+        Self::over(Fake::default(), OnPortConflict::ListenerWins)
+    }
+
+    fn over(maps: Fake, on_port_conflict: OnPortConflict) -> Self {
+        let now = Instant::now();
+        let intervals = Intervals {
+            host: Duration::from_secs(2),
+            audit: Duration::from_secs(10),
+            flows: Duration::from_secs(10),
+            start_wait: Duration::from_secs(30),
+        };
+        let settings = Settings {
+            node: NodeName::new("n1"),
+            intervals,
+            on_port_conflict,
+            listeners: ListenerTable::new(Vec::new()),
+            programming: Histogram::new([1.0]),
+        };
+        maps.0.borrow_mut().reach.insert("172.18.0.3".parse().unwrap(), PEER);
+        let reconciler = Reconciler::new(maps.clone(), settings, now).unwrap();
+        Self { maps, reconciler, now }
+    }
+
+    /// Hands over a snapshot and does what is due.
+    fn take(&mut self, snapshot: MeshSnapshot) {
+        let view = View { snapshot: Some(Arc::new(snapshot)), stale: false, noticed: self.now };
+        self.reconciler.take(view, self.now);
+        self.reconciler.work(self.now);
+    }
+
+    fn pass_time(&mut self, duration: Duration) {
+        self.now += duration;
+        self.reconciler.work(self.now);
+    }
+
+    fn report(&self) -> &ReconcileReport {
+        self.reconciler.report()
+    }
+
+    fn dump(&self) -> String {
+        self.maps.0.borrow().installed.dump()
+    }
+}
+
+/// Two nodes and services that publish a port each, with a task on each node.
+fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
+    let node = |name: &str, last: u8| {
+        let name = NodeName::new(name);
+        (name.clone(), Node { name, address: [10, 0, 0, last].into() })
+    };
+    let task = |service: &str, node: &str, last: u8| Task {
+        name: TaskName::new(format!("{service}.{last}")),
+        node: NodeName::new(node),
+        ipv4: Some([172, 18, 0, last].into()),
+        ipv6: None,
+        weight: 1,
+        state: TaskState::Active,
+    };
+    let service = |&(name, port): &(&str, u16)| {
+        let service = Service {
+            name: ServiceName::new(name),
+            balance: Balance::RoundRobin,
+            ports: vec![Port {
+                protocol: Protocol::Tcp,
+                published: PublishedPort::new(port).unwrap(),
+                target: TargetPort::new(80).unwrap(),
+                mode: PublishMode::Ingress,
+            }],
+            tasks: vec![task(name, "n1", 3), task(name, "n2", 4)],
+            timeouts: Timeouts::default(),
+        };
+        (service.name.clone(), service)
+    };
+    MeshSnapshot {
+        generation: Generation(generation),
+        nodes: [node("n1", 1), node("n2", 2)].into(),
+        services: services.iter().map(service).collect(),
+    }
+}
+
+fn frontend(port: u16) -> Frontend {
+    Frontend { protocol: Protocol::Tcp, port: PublishedPort::new(port).unwrap() }
+}
+
+#[test]
+fn a_snapshot_is_in_the_kernel_when_the_report_says_so() {
+    let mut bench = Bench::new();
+    bench.take(mesh(1, &[("web", 8080)]));
+    assert_eq!(bench.report().generation, Some(Generation(1)));
+    assert!(bench.report().ports.contains(&frontend(8080)));
+    assert!(bench.report().problems.is_empty(), "{:?}", bench.report().problems);
+    assert_eq!(bench.maps.0.borrow().installed.ports.len(), 1);
+}
+
+#[test]
+fn what_an_earlier_agent_left_is_kept_until_there_is_a_snapshot() {
+    let mut first = Bench::new();
+    first.take(mesh(1, &[("web", 8080)]));
+    let before = first.dump();
+    let mut second = Bench::over(first.maps.clone(), OnPortConflict::ListenerWins);
+    for _ in 0..20 {
+        second.pass_time(Duration::from_secs(2));
+    }
+    assert_eq!(second.dump(), before);
+    assert_eq!(second.report().generation, None);
+}
+
+#[test]
+fn a_restart_with_the_same_snapshot_changes_nothing() {
+    let mut first = Bench::new();
+    first.take(mesh(1, &[("web", 8080)]));
+    let (before, applied) = (first.dump(), first.maps.0.borrow().applied);
+    let mut second = Bench::over(first.maps.clone(), OnPortConflict::ListenerWins);
+    second.take(mesh(1, &[("web", 8080)]));
+    assert_eq!(second.dump(), before);
+    assert_eq!(second.maps.0.borrow().applied, applied);
+    assert_eq!(second.report().generation, Some(Generation(1)));
+}
+
+#[test]
+fn an_operation_that_fails_in_the_middle_ends_the_plan_and_is_tried_again() {
+    for fails_at in 0..8 {
+        let mut bench = Bench::new();
+        bench.maps.0.borrow_mut().refuse_after = Some(fails_at);
+        bench.take(mesh(1, &[("web", 8080)]));
+        assert_eq!(bench.maps.0.borrow().applied, fails_at, "nothing after the failure");
+        assert_eq!(bench.report().generation, None);
+        let failed = bench.report().failed.clone().unwrap();
+        assert_eq!(failed, "write to the map: no space left on device");
+
+        bench.maps.0.borrow_mut().refuse_after = None;
+        bench.pass_time(Duration::from_secs(1));
+        assert_eq!(bench.report().generation, Some(Generation(1)), "after failure {fails_at}");
+        assert_eq!(bench.report().failed, None);
+    }
+}
+
+#[test]
+fn a_failure_that_stays_is_tried_less_and_less_often() {
+    let mut bench = Bench::new();
+    bench.maps.0.borrow_mut().refuse_after = Some(0);
+    bench.take(mesh(1, &[("web", 8080)]));
+    for _ in 0..600 {
+        bench.pass_time(Duration::from_millis(100));
+    }
+    // 0.1 s, doubling to 10 s, in a minute.
+    let failures = bench.report().failures;
+    assert!((8..=16).contains(&failures), "{failures} failures");
+}
+
+#[test]
+fn a_new_snapshot_does_not_wait_for_the_next_try() {
+    let mut bench = Bench::new();
+    bench.maps.0.borrow_mut().refuse_after = Some(0);
+    bench.take(mesh(1, &[("web", 8080)]));
+    bench.maps.0.borrow_mut().refuse_after = None;
+    bench.take(mesh(2, &[("web", 8081)]));
+    assert_eq!(bench.report().generation, Some(Generation(2)));
+}
+
+#[test]
+fn drift_is_found_counted_and_repaired() {
+    let mut bench = Bench::new();
+    bench.take(mesh(1, &[("web", 8080), ("api", 8081)]));
+    let good: Vec<Frontend> = bench.report().ports.iter().copied().collect();
+    bench.maps.0.borrow_mut().installed.ports.remove(&frontend(8080));
+    bench.pass_time(Duration::from_secs(11));
+    assert_eq!(bench.report().drift, 1);
+    let ports: Vec<Frontend> = bench.maps.0.borrow().installed.ports.keys().copied().collect();
+    assert_eq!(ports, good);
+    bench.pass_time(Duration::from_secs(60));
+    assert_eq!(bench.report().drift, 1, "repaired for good");
+}
+
+#[test]
+fn a_task_whose_interface_comes_later_is_served_from_then_on() {
+    let mut bench = Bench::new();
+    bench.maps.0.borrow_mut().reach.clear();
+    bench.take(mesh(1, &[("web", 8080)]));
+    let problem = "task web.3 of service web gets no flows: no interface of this node leads to it";
+    assert_eq!(bench.report().problems, [problem]);
+    bench.maps.0.borrow_mut().reach.insert("172.18.0.3".parse().unwrap(), PEER);
+    bench.pass_time(Duration::from_secs(3));
+    assert!(bench.report().problems.is_empty());
+}
+
+#[test]
+fn interfaces_that_cannot_be_read_keep_what_was_known() {
+    let mut bench = Bench::new();
+    bench.take(mesh(1, &[("web", 8080)]));
+    let before = bench.dump();
+    bench.maps.0.borrow_mut().interfaces_unreadable = true;
+    bench.pass_time(Duration::from_secs(3));
+    assert_eq!(bench.dump(), before);
+    assert!(bench.report().host_failed.is_some());
+    bench.maps.0.borrow_mut().interfaces_unreadable = false;
+    bench.pass_time(Duration::from_secs(3));
+    assert_eq!(bench.report().host_failed, None);
+}
+
+#[test]
+fn a_process_that_listened_first_keeps_its_port_until_it_ends() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let mut bench = Bench::new();
+    bench.take(mesh(1, &[("web", port)]));
+    assert!(bench.report().ports.is_empty());
+    let problem = &bench.report().problems[0];
+    assert!(problem.contains(&format!("tcp/{port}")), "{problem}");
+    assert!(problem.contains(&format!("(pid {}) listens on 127.0.0.1", std::process::id())));
+    assert!(problem.ends_with("set dataplane.on_port_conflict = \"mesh-wins\""), "{problem}");
+
+    drop(socket);
+    bench.pass_time(Duration::from_secs(3));
+    assert!(bench.report().ports.contains(&frontend(port)));
+    assert!(bench.report().problems.is_empty());
+}
+
+#[test]
+fn a_process_that_comes_later_does_not_take_a_port_from_the_mesh() {
+    let mut bench = Bench::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    bench.take(mesh(1, &[("web", port)]));
+    let _late = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    bench.pass_time(Duration::from_secs(3));
+    assert!(bench.report().ports.contains(&frontend(port)));
+}
+
+#[test]
+fn the_mesh_takes_the_port_of_a_process_where_it_is_told_to() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let mut bench = Bench::over(Fake::default(), OnPortConflict::MeshWins);
+    bench.take(mesh(1, &[("web", port)]));
+    assert!(bench.report().ports.contains(&frontend(port)));
+}
+
+#[test]
+fn a_node_that_is_not_in_the_mesh_is_told_so() {
+    let mut bench = Bench::new();
+    let mut snapshot = mesh(1, &[]);
+    snapshot.nodes.remove(&NodeName::new("n1"));
+    bench.take(snapshot);
+    assert!(bench.report().problems[0].starts_with("this node, n1, is not in the mesh"));
+}
+
+#[test]
+fn counters_are_found_by_the_name_of_the_task() {
+    let mut bench = Bench::new();
+    bench.take(mesh(1, &[("web", 8080)]));
+    bench.pass_time(Duration::from_secs(11));
+    let stats = bench.reconciler.stats().unwrap();
+    let ident =
+        Ident::of_task(&ServiceName::new("web"), &TaskName::new("web.3"), &NodeName::new("n1"));
+    let task = stats.backends[&ident];
+    assert_eq!((task.counters.connections, task.active, task.via), (7, 3, PEER));
+    assert_eq!((stats.forward_flows, stats.expired_flows), (5, 2));
+}
+
+#[test]
+fn many_snapshots_in_a_row_end_with_the_last() {
+    let mut bench = Bench::new();
+    for generation in 1..=50 {
+        let port = 9000 + (generation % 7) as u16;
+        bench.take(mesh(generation, &[("web", port), ("api", 8000)]));
+        bench.pass_time(Duration::from_millis(300));
+    }
+    for _ in 0..30 {
+        bench.pass_time(Duration::from_secs(2));
+    }
+    let ports: Vec<Frontend> = bench.report().ports.iter().copied().collect();
+    assert_eq!(ports, [frontend(8000), frontend(9001)]);
+}

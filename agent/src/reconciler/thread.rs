@@ -42,35 +42,42 @@ pub enum AskError {
 /// The thread, to be joined at the end.
 pub struct Thread(thread::JoinHandle<()>);
 
+/// A reconciler that has been started.
+pub struct Started {
+    /// Whether the data plane could be opened, once that is known.
+    pub opening: oneshot::Receiver<Result<(), Error>>,
+    /// Speaks to it.
+    pub handle: Handle,
+    /// Its thread.
+    pub thread: Thread,
+}
+
 /// Opens the data plane on a thread of its own and begins to reconcile. Netlink in the loader
 /// blocks, which an async runtime forbids; hence it is opened there, too.
-pub fn spawn(
-    options: Options,
-    settings: Settings,
-) -> io::Result<(oneshot::Receiver<Result<(), Error>>, Handle, Thread)> {
+pub fn spawn(options: Options, settings: Settings) -> io::Result<Started> {
     spawn_with(move || Dataplane::open(&options), settings)
 }
 
 fn spawn_with<K: Kernel + 'static>(
     open: impl FnOnce() -> Result<K, Error> + Send + 'static,
     settings: Settings,
-) -> io::Result<(oneshot::Receiver<Result<(), Error>>, Handle, Thread)> {
+) -> io::Result<Started> {
     let (messages, inbox) = mpsc::channel();
     let (report_in, report) = watch::channel(ReconcileReport::default());
-    let (opened_in, opened) = oneshot::channel();
+    let (opened, opening) = oneshot::channel();
     let body = move || {
         let reconciler =
             open().and_then(|kernel| Reconciler::new(kernel, settings, Instant::now()));
         match reconciler {
             Ok(reconciler) => {
-                opened_in.send(Ok(())).ok();
+                opened.send(Ok(())).ok();
                 run(reconciler, &inbox, &report_in);
             }
-            Err(error) => drop(opened_in.send(Err(error))),
+            Err(error) => drop(opened.send(Err(error))),
         }
     };
     let thread = thread::Builder::new().name("reconciler".into()).spawn(body)?;
-    Ok((opened, Handle { messages, report }, Thread(thread)))
+    Ok(Started { opening, handle: Handle { messages, report }, thread: Thread(thread) })
 }
 
 fn run<K: Kernel>(

@@ -70,7 +70,15 @@ pub(super) fn service(table: Table<'_, '_>, defaults: Timeouts) -> Option<Servic
         None => defaults,
     };
     let name = ServiceName::new(name?);
-    Some(ServiceDraft { name, offset: table.offset(), balance, ports, tasks, loose_nodes, timeouts })
+    Some(ServiceDraft {
+        name,
+        offset: table.offset(),
+        balance,
+        ports,
+        tasks,
+        loose_nodes,
+        timeouts,
+    })
 }
 
 fn task(
