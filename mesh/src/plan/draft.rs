@@ -30,7 +30,9 @@ pub(super) struct Hold {
 pub(super) struct Draft {
     pub(super) installed: Installed,
     holds: BTreeMap<ServiceId, Hold>,
-    ids: BTreeMap<Ident, ServiceId>,
+    /// The numbers of services. One may have two while a new record with a new number is in place
+    /// and the old one is not removed.
+    ids: BTreeSet<(Ident, ServiceId)>,
     /// Backends that were found at the start and that no record tells the service of, by identity
     /// of the task.
     strays: BTreeSet<(Ident, ServiceId)>,
@@ -105,13 +107,14 @@ impl Draft {
 
     /// The number of a service of which something is installed.
     pub(super) fn service_id(&self, service: Ident) -> Option<ServiceId> {
-        self.ids.get(&service).copied()
+        let every = (service, ServiceId(0))..=(service, ServiceId(u32::MAX));
+        self.ids.range(every).next().map(|(_, id)| *id)
     }
 
     /// Says whose backends these are, where no record does.
     pub(super) fn name_service(&mut self, service: ServiceId, ident: Ident) {
         self.holds.entry(service).or_default().ident = Some(ident);
-        self.ids.insert(ident, service);
+        self.ids.insert((ident, service));
     }
 
     /// The number of a service of which only backends are installed, by one of its tasks, and the
@@ -121,6 +124,16 @@ impl Draft {
         let nameless = |id: &ServiceId| self.holds.get(id).is_some_and(|it| it.ident.is_none());
         let ids = self.strays.range(of_task).map(|(_, id)| *id).filter(nameless);
         ids.filter_map(|id| Some((self.uses_of(id, task).map(|it| it.1.state).min()?, id))).min()
+    }
+
+    /// No longer recognises a service by this task: it has a number, and what it had under another
+    /// one is leaving.
+    pub(super) fn forget_stray(&mut self, task: Ident) {
+        while let Some(stray) = self.strays.range((task, ServiceId(0))..).next().copied()
+            && stray.0 == task
+        {
+            self.strays.remove(&stray);
+        }
     }
 
     /// Whether there may be anything to recognise.
@@ -189,13 +202,14 @@ impl Draft {
     }
 
     fn forget_backend(&mut self, index: BackendIndex) {
-        if let Some(service) = self.forget_use(index) {
+        if let Some((task, service)) = self.forget_use(index) {
+            self.strays.remove(&(task, service));
             self.forget_if_empty(service);
         }
     }
 
     /// Forgets what a backend is, for it will be something else. Answers whose it was.
-    fn forget_use(&mut self, index: BackendIndex) -> Option<ServiceId> {
+    fn forget_use(&mut self, index: BackendIndex) -> Option<(Ident, ServiceId)> {
         let old = self.installed.backends.get(&index)?;
         if let Some(hold) = self.holds.get_mut(&old.service) {
             hold.backends.remove(&(old.ident, index));
@@ -203,14 +217,14 @@ impl Draft {
         if let Via::Tunnel { node } = old.via {
             decrement(&mut self.node_users, node);
         }
-        Some(old.service)
+        Some((old.ident, old.service))
     }
 
     fn add_record(&mut self, record: &ServiceRecord) {
         let hold = self.holds.entry(record.service).or_default();
         hold.ident = Some(record.ident);
         hold.records += 1;
-        self.ids.entry(record.ident).or_insert(record.service);
+        self.ids.insert((record.ident, record.service));
         for region in record.regions() {
             *self.region_users.entry(region.offset).or_default() += 1;
         }
@@ -257,9 +271,8 @@ impl Draft {
         if self.holds.get(&service).is_some_and(empty)
             && let Some(hold) = self.holds.remove(&service)
             && let Some(ident) = hold.ident
-            && self.ids.get(&ident) == Some(&service)
         {
-            self.ids.remove(&ident);
+            self.ids.remove(&(ident, service));
         }
     }
 }

@@ -95,13 +95,17 @@ impl<'a> Run<'a> {
     fn id_of(&mut self, service: &Service, ident: Ident) -> Option<ServiceId> {
         let draft = &mut self.planner.draft;
         let mut id = draft.service_id(ident);
-        if id.is_none() && draft.has_strays() {
+        if draft.has_strays() {
             let task = |task: &Task| Ident::of_task(&service.name, &task.name, &task.node);
-            // The service may have left under one number and come back under another before; then
-            // the backends under the old one are leaving.
-            let found = service.tasks.iter().filter_map(|it| draft.recognise(task(it)));
-            id = found.min().map(|(_, id)| id);
-            id.into_iter().for_each(|id| draft.name_service(id, ident));
+            let tasks: Vec<Ident> = service.tasks.iter().map(task).collect();
+            if id.is_none() {
+                // It may have left under one number and come back under another before; then the
+                // backends under the old one are leaving.
+                let found = tasks.iter().filter_map(|task| draft.recognise(*task)).min();
+                id = found.map(|(_, id)| id);
+                id.into_iter().for_each(|id| draft.name_service(id, ident));
+            }
+            tasks.into_iter().filter(|_| id.is_some()).for_each(|task| draft.forget_stray(task));
         }
         if let Some(id) = &id {
             self.planner.memory.gone.remove(id);

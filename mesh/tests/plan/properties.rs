@@ -243,8 +243,12 @@ impl Story {
     /// What must hold once a plan is applied.
     fn check_settled(&self, problems: &[Problem]) {
         let (kernel, local, now) = (&self.world.kernel, &self.world.local, self.world.now);
+        let numbers: BTreeSet<_> =
+            kernel.records.values().map(|it| (it.ident, it.service)).collect();
+        let services: BTreeSet<_> = numbers.iter().map(|(ident, _)| ident).collect();
+        assert_eq!(numbers.len(), services.len(), "two numbers in\n{}", kernel.dump());
         let again = self.world.planner.clone().plan(&self.snapshot, local, now);
-        assert_eq!(again.ops, [], "a plan that was applied is planned again");
+        assert_eq!(again.ops, [], "planned again after {problems:?} in\n{}", kernel.dump());
         assert!(again.wake.is_none_or(|wake| wake > now));
 
         if problems
