@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use weir_abi::Config;
+use weir_abi::{Config, Ip4, Ip6};
 use weir_loader::{Arrival, Trial};
 use weir_mesh::{
     Balance, Generation, LocalView, MeshSnapshot, Node, NodeName, Port, Protocol, PublishMode,
@@ -57,10 +57,10 @@ impl World {
             tunnel_ifindex: TUNNEL,
             mss4: 1410,
             mss6: 1390,
-            relay4: [169, 254, 119, 1],
-            source4: [10, 77, 0, 11],
-            relay6: "fd77:6569:7200::1".parse::<Ipv6Addr>()?.octets(),
-            source6: "fd77::11".parse::<Ipv6Addr>()?.octets(),
+            relay4: Ip4::new([169, 254, 119, 1]),
+            source4: Ip4::new([10, 77, 0, 11]),
+            relay6: Ip6::new("fd77:6569:7200::1".parse::<Ipv6Addr>()?.octets()),
+            source6: Ip6::new("fd77::11".parse::<Ipv6Addr>()?.octets()),
             ..Config::default()
         };
         let own: Vec<IpAddr> = ["10.77.0.11", "10.77.0.21", "fd77::11"]
@@ -133,6 +133,11 @@ impl World {
             self.planner.applied(op, now);
         }
         Ok(())
+    }
+
+    /// The programs and their maps, for measurements.
+    pub fn trial(&mut self) -> &mut Trial {
+        &mut self.trial
     }
 
     /// Runs a program on a packet that arrived.

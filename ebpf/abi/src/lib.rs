@@ -1,8 +1,8 @@
 //! The layout of everything that the kernel programs and user space share.
 //!
 //! Rules of this file:
-//! * Addresses and ports are byte arrays in **network order**, exactly as on the wire. Every other
-//!   number is in the machine's order.
+//! * Addresses and ports are in **network order**, exactly as on the wire. Every other number is in
+//!   the machine's order.
 //! * No implicit padding: each struct says its padding, and a compile-time assertion its size. Keys
 //!   must be zeroed in their padding, since hash maps compare bytes.
 //! * Indices are positions in arrays; index 0 is never used and means "none" or "here".
@@ -10,10 +10,12 @@
 //!   of one layout never meet maps of another.
 #![no_std]
 
+mod address;
 mod reason;
 pub mod trial;
 mod tunnel;
 
+pub use address::{Ip4, Ip6};
 pub use reason::{DropReason, REASONS};
 pub use tunnel::{SENDER_MAC, TUNNEL_MAC, Tag};
 
@@ -75,14 +77,14 @@ pub struct Config {
     /// Jiffies a second.
     pub hz: u32,
     /// IPv4 address that stands for "this service, through the tunnel" towards local sockets.
-    pub relay4: [u8; 4],
+    pub relay4: Ip4,
     /// This node's own IPv4 address, as a source that other nodes and tasks may answer to; zero:
     /// none.
-    pub source4: [u8; 4],
+    pub source4: Ip4,
     /// As `relay4`, for IPv6.
-    pub relay6: [u8; 16],
+    pub relay6: Ip6,
     /// As `source4`, for IPv6.
-    pub source6: [u8; 16],
+    pub source6: Ip6,
 }
 const _: () = assert!(size_of::<Config>() == 64);
 
@@ -200,7 +202,7 @@ pub struct Backend {
     /// The task's node, for [`via::TUNNEL`]; position in `NODES`.
     pub node: u16,
     /// IPv4 address on its own node; zero: none.
-    pub addr4: [u8; 4],
+    pub addr4: Ip4,
     /// Names the task on the tunnel.
     pub tag: u32,
     /// The service it belongs to.
@@ -208,7 +210,7 @@ pub struct Backend {
     /// Padding.
     pub pad: u32,
     /// IPv6 address on its own node; zero: none.
-    pub addr6: [u8; 16],
+    pub addr6: Ip6,
     /// Identity of the task; 0: the index is free. For user space only.
     pub ident: u64,
     /// Padding to a cache line.
@@ -221,7 +223,7 @@ const _: () = assert!(size_of::<Backend>() == 64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Underlay address; IPv4 as `::ffff:a.b.c.d`.
-    pub address: [u8; 16],
+    pub address: Ip6,
     /// Identity of the node; 0: the index is free.
     pub ident: u64,
     /// 1 when the underlay address is IPv6.
@@ -260,12 +262,10 @@ pub struct FlowKey<A> {
     /// Destination port.
     pub dport: [u8; 2],
     /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    pub protocol: u32,
 }
-const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 16);
-const _: () = assert!(size_of::<FlowKey<[u8; 16]>>() == 40);
+const _: () = assert!(size_of::<FlowKey<Ip4>>() == 16);
+const _: () = assert!(size_of::<FlowKey<Ip6>>() == 40);
 
 /// [`Forward::flags`] and [`Reverse::flags`].
 pub mod flow_flag {
@@ -335,8 +335,8 @@ pub struct Reverse<A> {
     /// Zero.
     pub pad: u8,
 }
-const _: () = assert!(size_of::<Reverse<[u8; 4]>>() == 32);
-const _: () = assert!(size_of::<Reverse<[u8; 16]>>() == 56);
+const _: () = assert!(size_of::<Reverse<Ip4>>() == 32);
+const _: () = assert!(size_of::<Reverse<Ip6>>() == 56);
 
 /// Key of the table of rewritten sockets.
 #[repr(C)]
@@ -345,11 +345,13 @@ pub struct SocketKey {
     /// `SO_COOKIE`.
     pub cookie: u64,
     /// The address that the socket really talks to; IPv4 as `::ffff:a.b.c.d`.
-    pub addr: [u8; 16],
+    pub addr: Ip6,
     /// The port that it really talks to.
     pub port: [u8; 2],
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad: u16,
+    /// Zero.
+    pub pad2: u32,
 }
 const _: () = assert!(size_of::<SocketKey>() == 32);
 
@@ -358,11 +360,11 @@ const _: () = assert!(size_of::<SocketKey>() == 32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketPeer {
     /// Address; IPv4 as `::ffff:a.b.c.d`.
-    pub addr: [u8; 16],
+    pub addr: Ip6,
     /// Port.
     pub port: [u8; 2],
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u16,
     /// Backend that was picked at connect time; the tunnel's program keeps to it.
     pub backend: u32,
 }

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use weir_abi::{Config, LAYOUT, TUNNEL_MAC};
+use weir_abi::{Config, Ip4, Ip6, LAYOUT, TUNNEL_MAC};
 use weir_mesh::{Installed, MapOp, install::Via, plan::Limits};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     maps::Maps,
     net::{self, Host, Link, Netlink},
     object,
-    records::wide,
+    records::{narrow, wide},
     store::Store,
     sys,
 };
@@ -156,12 +156,12 @@ impl Dataplane {
         let source4 = self.source(host, IpAddr::is_ipv4);
         let source6 = self.source(host, IpAddr::is_ipv6);
         let octets4 = |addr: Option<IpAddr>| match addr {
-            Some(IpAddr::V4(addr)) => addr.octets(),
-            _ => [0; 4],
+            Some(IpAddr::V4(addr)) => Ip4::new(addr.octets()),
+            _ => Ip4::NONE,
         };
         let octets6 = |addr: Option<IpAddr>| match addr {
-            Some(IpAddr::V6(addr)) => addr.octets(),
-            _ => [0; 16],
+            Some(IpAddr::V6(addr)) => Ip6::new(addr.octets()),
+            _ => Ip6::NONE,
         };
         let config = Config {
             netns_cookie: sys::netns_cookie().tried(|| "read SO_NETNS_COOKIE".to_owned())?,
@@ -170,9 +170,9 @@ impl Dataplane {
             mss4: (mtu - 40).min(u16::MAX.into()) as u16,
             mss6: (mtu - 60).min(u16::MAX.into()) as u16,
             hz: self.store.clock.hz,
-            relay4: RELAY4.octets(),
+            relay4: Ip4::new(RELAY4.octets()),
             source4: octets4(source4),
-            relay6: RELAY6.octets(),
+            relay6: Ip6::new(RELAY6.octets()),
             source6: octets6(source6),
         };
         if self.store.maps.config.get(0) != config {
@@ -290,29 +290,30 @@ impl Dataplane {
     }
 
     fn sync_addresses(&self, host: &Host) -> Result<(), Error> {
-        let mut wanted: BTreeSet<[u8; 16]> = host.own_addresses().into_iter().map(wide).collect();
-        wanted.extend(self.options.addresses.iter().map(|addr| wide(*addr)));
-        wanted.insert(wide(self.options.address));
-        let have: BTreeSet<[u8; 16]> = self
+        let mut wanted = host.own_addresses();
+        wanted.extend(&self.options.addresses);
+        wanted.insert(self.options.address);
+        let have: BTreeSet<IpAddr> = self
             .store
             .maps
             .local
             .keys()
             .tried(|| "list the node's addresses in the kernel".to_owned())?
             .into_iter()
+            .map(narrow)
             .collect();
         for addr in wanted.difference(&have) {
             self.store
                 .maps
                 .local
-                .set(addr, &1)
+                .set(&wide(*addr), &1)
                 .tried(|| "add an address of the node".to_owned())?;
         }
         for addr in have.difference(&wanted) {
             self.store
                 .maps
                 .local
-                .remove(addr)
+                .remove(&wide(*addr))
                 .tried(|| "remove an address of the node".to_owned())?;
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// IP protocol number.
-const UDP: u8 = 17;
+const UDP: u32 = 17;
 
 /// What a pass over the flow tables found.
 #[derive(Clone, Debug, Default)]

@@ -10,8 +10,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use weir_abi::{
-    Backend, Config, Counters, FlowKey, Forward, Node, PortCell, Reverse, Service, SocketKey,
-    SocketPeer, TagKey,
+    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, Reverse, Service,
+    SocketKey, SocketPeer, TagKey,
 };
 
 use crate::{
@@ -19,8 +19,8 @@ use crate::{
     table::{Mapped, PerCpu, Table},
 };
 
-type Key4 = FlowKey<[u8; 4]>;
-type Key6 = FlowKey<[u8; 16]>;
+type Key4 = FlowKey<Ip4>;
+type Key6 = FlowKey<Ip6>;
 
 /// All of them, by their kernel names in lower case.
 pub(crate) struct Maps {
@@ -30,13 +30,13 @@ pub(crate) struct Maps {
     pub(crate) picks: Mapped<u32>,
     pub(crate) backends: Mapped<Backend>,
     pub(crate) nodes: Mapped<Node>,
-    pub(crate) senders: Table<[u8; 16], u32>,
+    pub(crate) senders: Table<Ip6, u32>,
     pub(crate) tags: Table<TagKey, u32>,
-    pub(crate) local: Table<[u8; 16], u32>,
+    pub(crate) local: Table<Ip6, u32>,
     pub(crate) forward4: Table<Key4, Forward>,
     pub(crate) forward6: Table<Key6, Forward>,
-    pub(crate) reverse4: Table<Key4, Reverse<[u8; 4]>>,
-    pub(crate) reverse6: Table<Key6, Reverse<[u8; 16]>>,
+    pub(crate) reverse4: Table<Key4, Reverse<Ip4>>,
+    pub(crate) reverse6: Table<Key6, Reverse<Ip6>>,
     pub(crate) sockets: Table<SocketKey, SocketPeer>,
     pub(crate) frontend_stats: PerCpu<Counters>,
     pub(crate) backend_stats: PerCpu<Counters>,

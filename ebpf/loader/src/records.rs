@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use weir_abi::{self as abi, backend_state, balance, service_flag, via};
+use weir_abi::{self as abi, Ip4, Ip6, backend_state, balance, service_flag, via};
 use weir_mesh::{
     Balance, Ident, PublishedPort, TargetPort, Timeouts,
     ident::Tag,
@@ -17,16 +17,16 @@ use weir_mesh::{
 };
 
 /// An address in the 128-bit form of the maps: IPv4 as `::ffff:a.b.c.d`.
-pub(crate) fn wide(addr: IpAddr) -> [u8; 16] {
+pub(crate) fn wide(addr: IpAddr) -> Ip6 {
     match addr {
-        IpAddr::V4(addr) => addr.to_ipv6_mapped().octets(),
-        IpAddr::V6(addr) => addr.octets(),
+        IpAddr::V4(addr) => Ip6::new(addr.to_ipv6_mapped().octets()),
+        IpAddr::V6(addr) => Ip6::new(addr.octets()),
     }
 }
 
 /// The inverse of [`wide`].
-pub(crate) fn narrow(addr: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(addr).to_canonical()
+pub(crate) fn narrow(addr: Ip6) -> IpAddr {
+    Ipv6Addr::from(addr.octets()).to_canonical()
 }
 
 /// Jiffies are the kernel's clock; durations are ours.
@@ -66,8 +66,8 @@ pub(crate) fn backend_to_abi(record: &BackendRecord) -> abi::Backend {
     let mut backend = abi::Backend {
         generation: record.generation.0,
         state: state_to_abi(record.state),
-        addr4: record.ipv4.map_or([0; 4], |addr| addr.octets()),
-        addr6: record.ipv6.map_or([0; 16], |addr| addr.octets()),
+        addr4: record.ipv4.map_or(Ip4::NONE, |addr| Ip4::new(addr.octets())),
+        addr6: record.ipv6.map_or(Ip6::NONE, |addr| Ip6::new(addr.octets())),
         tag: record.tag.0,
         service: record.service.0,
         ident: record.ident.0,
@@ -99,8 +99,8 @@ pub(crate) fn backend_from_abi(backend: &abi::Backend) -> Option<BackendRecord> 
             _ => Via::Unreachable,
         },
         tag: Tag(backend.tag),
-        ipv4: (backend.addr4 != [0; 4]).then(|| Ipv4Addr::from(backend.addr4)),
-        ipv6: (backend.addr6 != [0; 16]).then(|| Ipv6Addr::from(backend.addr6)),
+        ipv4: (backend.addr4 != Ip4::NONE).then(|| Ipv4Addr::from(backend.addr4.octets())),
+        ipv6: (backend.addr6 != Ip6::NONE).then(|| Ipv6Addr::from(backend.addr6.octets())),
     })
 }
 

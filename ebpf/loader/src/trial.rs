@@ -150,7 +150,8 @@ impl Trial {
         let cells = self.extra.map_mut("TEMPLATE").ok_or_else(|| missing("TEMPLATE"))?;
         let mut cells = Array::<_, Plain>::try_from(cells).tried(what)?;
         cells.set(0, Plain(template), 0).tried(what)?;
-        let frame = [0u8; weir_abi::trial::FRAME];
+        // The kernel reads the ethertype before the wrapper writes the packet.
+        let frame: Vec<u8> = template.frame.iter().flat_map(|word| word.to_ne_bytes()).collect();
         self.repeat("wrap", &frame, arrival, repeat)
     }
 

@@ -6,17 +6,25 @@
 //! *difference* here is that number, or several added up, as a 32-bit one's-complement value. It is
 //! the form that `bpf_l4_csum_replace` takes when its size is 0.
 
+use weir_abi::{Ip4, Ip6};
+
 /// Difference of replacing one 4-byte field by another, not yet folded.
 #[inline(always)]
 pub fn diff4(old: [u8; 4], new: [u8; 4]) -> u64 {
     u64::from(!u32::from_ne_bytes(old)) + u64::from(u32::from_ne_bytes(new))
 }
 
-/// Difference of replacing one 16-byte field by another, not yet folded.
+/// Difference of replacing one IPv4 address by another, not yet folded.
 #[inline(always)]
-pub fn diff16(old: [u8; 16], new: [u8; 16]) -> u64 {
-    let [a, b] = halves(old);
-    let [c, d] = halves(new);
+pub fn diff_ip4(old: Ip4, new: Ip4) -> u64 {
+    u64::from(!old.word()) + u64::from(new.word())
+}
+
+/// Difference of replacing one IPv6 address by another, not yet folded.
+#[inline(always)]
+pub fn diff_ip6(old: Ip6, new: Ip6) -> u64 {
+    let [a, b] = old.halves();
+    let [c, d] = new.halves();
     low(!a) + high(!a) + low(!b) + high(!b) + low(c) + high(c) + low(d) + high(d)
 }
 
@@ -25,13 +33,6 @@ pub fn diff16(old: [u8; 16], new: [u8; 16]) -> u64 {
 pub fn diff_ports(old: ([u8; 2], [u8; 2]), new: ([u8; 2], [u8; 2])) -> u64 {
     let word = |(src, dst): ([u8; 2], [u8; 2])| [src[0], src[1], dst[0], dst[1]];
     diff4(word(old), word(new))
-}
-
-/// The two 64-bit words of a 16-byte address.
-#[inline(always)]
-pub fn halves(addr: [u8; 16]) -> [u64; 2] {
-    let value = u128::from_ne_bytes(addr);
-    [value as u64, (value >> 64) as u64]
 }
 
 /// Folds a sum of up to 2^32 32-bit words to a 32-bit one's-complement value.
@@ -105,7 +106,7 @@ mod tests {
             let before = reference(&bytes);
             let old: [u8; 4] = bytes[at..at + 4].try_into().unwrap();
             bytes[at..at + 4].copy_from_slice(&new);
-            prop_assert!(same(apply(before, fold32(diff4(old, new))), reference(&bytes)));
+            prop_assert!(same(apply(before, fold32(diff_ip4(Ip4::new(old), Ip4::new(new)))), reference(&bytes)));
         }
 
         #[test]
@@ -119,7 +120,7 @@ mod tests {
             bytes[8..24].copy_from_slice(&new);
             bytes[36..40].copy_from_slice(&ports);
             let new_ports = ([ports[0], ports[1]], [ports[2], ports[3]]);
-            let diff = diff16(old, new) + diff_ports(old_ports, new_ports);
+            let diff = diff_ip6(Ip6::new(old), Ip6::new(new)) + diff_ports(old_ports, new_ports);
             prop_assert!(same(apply(before, fold32(diff)), reference(&bytes)));
         }
 

@@ -1,14 +1,12 @@
 //! What differs between IPv4 and IPv6, so that everything else is written once.
 
 use aya_ebpf::maps::LruHashMap;
-use weir_abi::{Backend, Config, FlowKey, Forward, Region, Reverse, Service};
-use crate::{
-    checksum,
-    packet::{self, ETH_LEN, Frame, Ipv4, Ipv6, NotRead, Packet},
-};
+use weir_abi::{Backend, Config, FlowKey, Forward, Ip4, Ip6, Region, Reverse, Service};
 
 use crate::{
+    checksum,
     maps::{FORWARD4, FORWARD6, LOCAL, REVERSE4, REVERSE6},
+    packet::{self, ETH_LEN, Frame, Ipv4, Ipv6, NotRead, Packet},
     skb::Skb,
 };
 
@@ -34,7 +32,7 @@ pub trait Family: Sized + 'static {
     /// The address that stands for "through the tunnel" towards local sockets.
     fn relay(config: &Config) -> Self::Addr;
     /// The 128-bit form: IPv4 as `::ffff:a.b.c.d`.
-    fn wide(addr: Self::Addr) -> [u8; 16];
+    fn wide(addr: Self::Addr) -> Ip6;
     /// A word to hash.
     fn word(addr: Self::Addr) -> u64;
     /// Writes the addresses, one hop less, and answers by how much the pseudo header's sum changed.
@@ -50,20 +48,20 @@ pub trait Family: Sized + 'static {
 }
 
 impl Family for V4 {
-    type Addr = [u8; 4];
+    type Addr = Ip4;
 
     #[inline(always)]
-    fn forward() -> &'static LruHashMap<FlowKey<[u8; 4]>, Forward> {
+    fn forward() -> &'static LruHashMap<FlowKey<Ip4>, Forward> {
         &FORWARD4
     }
 
     #[inline(always)]
-    fn reverse() -> &'static LruHashMap<FlowKey<[u8; 4]>, Reverse<[u8; 4]>> {
+    fn reverse() -> &'static LruHashMap<FlowKey<Ip4>, Reverse<Ip4>> {
         &REVERSE4
     }
 
     #[inline(always)]
-    fn read(skb: Skb) -> Result<Packet<[u8; 4]>, NotRead> {
+    fn read(skb: Skb) -> Result<Packet<Ip4>, NotRead> {
         packet::read_ipv4(&skb)
     }
 
@@ -78,7 +76,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn addr(backend: &Backend) -> [u8; 4] {
+    fn addr(backend: &Backend) -> Ip4 {
         backend.addr4
     }
 
@@ -88,30 +86,29 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn source(config: &Config) -> [u8; 4] {
+    fn source(config: &Config) -> Ip4 {
         config.source4
     }
 
     #[inline(always)]
-    fn relay(config: &Config) -> [u8; 4] {
+    fn relay(config: &Config) -> Ip4 {
         config.relay4
     }
 
     #[inline(always)]
-    fn wide(addr: [u8; 4]) -> [u8; 16] {
-        let [a, b, c, d] = addr;
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    fn wide(addr: Ip4) -> Ip6 {
+        addr.mapped()
     }
 
     #[inline(always)]
-    fn word(addr: [u8; 4]) -> u64 {
-        u64::from(u32::from_be_bytes(addr))
+    fn word(addr: Ip4) -> u64 {
+        u64::from(u32::from_be(addr.word()))
     }
 
     #[inline(always)]
-    fn write(skb: Skb, old: &FlowKey<[u8; 4]>, new: &FlowKey<[u8; 4]>) -> Option<u32> {
+    fn write(skb: Skb, old: &FlowKey<Ip4>, new: &FlowKey<Ip4>) -> Option<u32> {
         let ip = skb.at::<Ipv4>(ETH_LEN)?;
-        let diff = checksum::diff4(old.src, new.src) + checksum::diff4(old.dst, new.dst);
+        let diff = checksum::diff_ip4(old.src, new.src) + checksum::diff_ip4(old.dst, new.dst);
         let diff = checksum::fold32(diff);
         // SAFETY: `at` checked the bounds.
         unsafe {
@@ -119,7 +116,8 @@ impl Family for V4 {
             (*ip).dst = new.dst;
             // The TTL is the high byte of its 16-bit word.
             (*ip).ttl -= 1;
-            let ttl = u32::from(u16::from_ne_bytes([0xff, 0xff])) - u32::from(u16::from_ne_bytes([1, 0]));
+            let ttl =
+                u32::from(u16::from_ne_bytes([0xff, 0xff])) - u32::from(u16::from_ne_bytes([1, 0]));
             let sum = u64::from(diff) + u64::from(ttl);
             (*ip).check = checksum::apply((*ip).check, checksum::fold32(sum));
         }
@@ -133,20 +131,20 @@ impl Family for V4 {
 }
 
 impl Family for V6 {
-    type Addr = [u8; 16];
+    type Addr = Ip6;
 
     #[inline(always)]
-    fn forward() -> &'static LruHashMap<FlowKey<[u8; 16]>, Forward> {
+    fn forward() -> &'static LruHashMap<FlowKey<Ip6>, Forward> {
         &FORWARD6
     }
 
     #[inline(always)]
-    fn reverse() -> &'static LruHashMap<FlowKey<[u8; 16]>, Reverse<[u8; 16]>> {
+    fn reverse() -> &'static LruHashMap<FlowKey<Ip6>, Reverse<Ip6>> {
         &REVERSE6
     }
 
     #[inline(always)]
-    fn read(skb: Skb) -> Result<Packet<[u8; 16]>, NotRead> {
+    fn read(skb: Skb) -> Result<Packet<Ip6>, NotRead> {
         packet::read_ipv6(&skb)
     }
 
@@ -161,7 +159,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn addr(backend: &Backend) -> [u8; 16] {
+    fn addr(backend: &Backend) -> Ip6 {
         backend.addr6
     }
 
@@ -171,30 +169,30 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn source(config: &Config) -> [u8; 16] {
+    fn source(config: &Config) -> Ip6 {
         config.source6
     }
 
     #[inline(always)]
-    fn relay(config: &Config) -> [u8; 16] {
+    fn relay(config: &Config) -> Ip6 {
         config.relay6
     }
 
     #[inline(always)]
-    fn wide(addr: [u8; 16]) -> [u8; 16] {
+    fn wide(addr: Ip6) -> Ip6 {
         addr
     }
 
     #[inline(always)]
-    fn word(addr: [u8; 16]) -> u64 {
-        let [a, b] = checksum::halves(addr);
-        a ^ b.rotate_left(32)
+    fn word(addr: Ip6) -> u64 {
+        let [a, b] = addr.halves();
+        u64::from_be(a) ^ u64::from_be(b).rotate_left(32)
     }
 
     #[inline(always)]
-    fn write(skb: Skb, old: &FlowKey<[u8; 16]>, new: &FlowKey<[u8; 16]>) -> Option<u32> {
+    fn write(skb: Skb, old: &FlowKey<Ip6>, new: &FlowKey<Ip6>) -> Option<u32> {
         let ip = skb.at::<Ipv6>(ETH_LEN)?;
-        let diff = checksum::diff16(old.src, new.src) + checksum::diff16(old.dst, new.dst);
+        let diff = checksum::diff_ip6(old.src, new.src) + checksum::diff_ip6(old.dst, new.dst);
         // SAFETY: `at` checked the bounds.
         unsafe {
             (*ip).src = new.src;

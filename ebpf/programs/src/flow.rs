@@ -5,14 +5,12 @@ use weir_abi::{
     Backend, Config, Counters, DropReason, FlowKey, Forward, PortCell, Region, Reverse, Service,
     Timeouts, backend_state, balance, flow_flag, port_cell, via,
 };
-use crate::{
-    hash,
-    packet::{Packet, tcp_flag},
-};
 
 use crate::{
     family::Family,
+    hash,
     maps::{BACKEND_STATS, BACKENDS, CONFIG, FRONTEND_STATS, PICKS, PORTS, RECORDS, TURNS},
+    packet::{Packet, tcp_flag},
     skb::{Skb, now, random},
 };
 
@@ -225,7 +223,7 @@ pub fn ensure_reverse<F: Family>(
         let over = found.flags & flow_flag::RESET != 0
             || found.flags & ended == ended
             || value.last.wrapping_sub(found.last)
-                > timeout(found.flags, key.protocol == crate::packet::UDP, timeouts);
+                > timeout(found.flags, key.protocol == u32::from(crate::packet::UDP), timeouts);
         if same || over {
             *found = *value;
             return Ok(key.dport);
@@ -308,7 +306,6 @@ pub fn reverse_for<F: Family>(
         sport: if remote { packet.key.dport } else { frontend.service.target },
         dport: port,
         protocol: packet.key.protocol,
-        pad: [0; 3],
     };
     let value = Reverse {
         src: packet.key.dst,

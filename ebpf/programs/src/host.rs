@@ -5,9 +5,8 @@ use aya_ebpf::{
     helpers::generated,
 };
 use weir_abi::FlowKey;
-use crate::packet::Packet;
 
-use crate::{family::Family, skb::Skb};
+use crate::{family::Family, packet::Packet, skb::Skb};
 
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -33,7 +32,8 @@ pub fn owns<F: Family>(skb: Skb, packet: &Packet<F::Addr>) -> bool {
         if socket.is_null() {
             return false;
         }
-        let owns = if packet.is_udp() { (*socket).dst_port != 0 } else { (*socket).state != LISTEN };
+        let owns =
+            if packet.is_udp() { (*socket).dst_port != 0 } else { (*socket).state != LISTEN };
         generated::bpf_sk_release(socket.cast());
         owns
     }

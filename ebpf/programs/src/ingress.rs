@@ -1,19 +1,20 @@
 //! Packets that enter the mesh on this node: from a client on an uplink, from a task or container
 //! of this node, from a socket of this host.
 
-use aya_ebpf::bindings::BPF_ANY;
-use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, flow_flag, via};
-use crate::packet::{NotRead, Packet};
-
 use crate::{
-    reject::Answer,
     flow::{
         self, Choice, Direction, Frontend, Origin, account, account_new, continues,
         flags_from_client, pick, remember, reverse_for, stale,
     },
-    host, reject, send,
+    host,
+    packet::{NotRead, Packet},
+    reject,
+    reject::Answer,
+    send,
     skb::{Fate, Skb, now},
 };
+use aya_ebpf::bindings::BPF_ANY;
+use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, flow_flag, via};
 
 /// Takes a packet that may be for a published port of this node.
 #[inline(always)]

@@ -9,11 +9,27 @@ pub mod checksum;
 pub mod hash;
 pub mod packet;
 
-macro_rules! kernel_only {
-    ($($name:ident)*) => {
-        $(#[cfg(target_arch = "bpf")]
-        pub mod $name;)*
-    };
-}
-
-kernel_only!(family flow host ingress maps probe reject reply send skb socket tunnel);
+#[cfg(target_arch = "bpf")]
+pub mod family;
+#[cfg(target_arch = "bpf")]
+pub mod flow;
+#[cfg(target_arch = "bpf")]
+pub mod host;
+#[cfg(target_arch = "bpf")]
+pub mod ingress;
+#[cfg(target_arch = "bpf")]
+pub mod maps;
+#[cfg(target_arch = "bpf")]
+pub mod probe;
+#[cfg(target_arch = "bpf")]
+pub mod reject;
+#[cfg(target_arch = "bpf")]
+pub mod reply;
+#[cfg(target_arch = "bpf")]
+pub mod send;
+#[cfg(target_arch = "bpf")]
+pub mod skb;
+#[cfg(target_arch = "bpf")]
+pub mod socket;
+#[cfg(target_arch = "bpf")]
+pub mod tunnel;

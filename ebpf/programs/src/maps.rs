@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use weir_abi::{
-    Backend, Config, Counters, FlowKey, Forward, Node, PortCell, REASONS, Reverse, Service,
-    SocketKey, SocketPeer, TagKey, size,
+    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, REASONS, Reverse,
+    Service, SocketKey, SocketPeer, TagKey, size,
 };
 
 /// Cell 0: what the programs know of the host.
@@ -36,8 +36,7 @@ pub static NODES: Array<Node> = Array::pinned(size::NODES, BPF_F_MMAPABLE);
 
 /// Nodes by underlay address: who may send through the tunnel.
 #[map]
-pub static SENDERS: HashMap<[u8; 16], u32> =
-    HashMap::pinned(size::NODES, BPF_F_NO_PREALLOC);
+pub static SENDERS: HashMap<Ip6, u32> = HashMap::pinned(size::NODES, BPF_F_NO_PREALLOC);
 
 /// Local tasks by tag.
 #[map]
@@ -45,27 +44,23 @@ pub static TAGS: HashMap<TagKey, u32> = HashMap::pinned(size::BACKENDS, BPF_F_NO
 
 /// This host's own addresses; IPv4 as `::ffff:a.b.c.d`.
 #[map]
-pub static LOCAL: HashMap<[u8; 16], u32> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+pub static LOCAL: HashMap<Ip6, u32> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
 
 /// Flows from clients, IPv4.
 #[map]
-pub static FORWARD4: LruHashMap<FlowKey<[u8; 4]>, Forward> =
-    LruHashMap::pinned(size::FLOWS, 0);
+pub static FORWARD4: LruHashMap<FlowKey<Ip4>, Forward> = LruHashMap::pinned(size::FLOWS, 0);
 
 /// Flows from clients, IPv6.
 #[map]
-pub static FORWARD6: LruHashMap<FlowKey<[u8; 16]>, Forward> =
-    LruHashMap::pinned(size::FLOWS, 0);
+pub static FORWARD6: LruHashMap<FlowKey<Ip6>, Forward> = LruHashMap::pinned(size::FLOWS, 0);
 
 /// Ways back, IPv4.
 #[map]
-pub static REVERSE4: LruHashMap<FlowKey<[u8; 4]>, Reverse<[u8; 4]>> =
-    LruHashMap::pinned(size::FLOWS, 0);
+pub static REVERSE4: LruHashMap<FlowKey<Ip4>, Reverse<Ip4>> = LruHashMap::pinned(size::FLOWS, 0);
 
 /// Ways back, IPv6.
 #[map]
-pub static REVERSE6: LruHashMap<FlowKey<[u8; 16]>, Reverse<[u8; 16]>> =
-    LruHashMap::pinned(size::FLOWS, 0);
+pub static REVERSE6: LruHashMap<FlowKey<Ip6>, Reverse<Ip6>> = LruHashMap::pinned(size::FLOWS, 0);
 
 /// Sockets that were redirected when they connected.
 #[map]
@@ -77,8 +72,7 @@ pub static TURNS: Array<u32> = Array::pinned(size::SERVICES, 0);
 
 /// Counters of published ports, by `PortCell::counters`.
 #[map]
-pub static FRONTEND_STATS: PerCpuArray<Counters> =
-    PerCpuArray::pinned(size::FRONTENDS, 0);
+pub static FRONTEND_STATS: PerCpuArray<Counters> = PerCpuArray::pinned(size::FRONTENDS, 0);
 
 /// Counters of backends.
 #[map]

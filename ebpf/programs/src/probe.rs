@@ -2,9 +2,11 @@
 
 use aya_ebpf::{bindings::BPF_F_PSEUDO_HDR, helpers::generated};
 use weir_abi::probe;
-use crate::packet::Frame;
 
-use crate::skb::{Skb, now};
+use crate::{
+    packet::Frame,
+    skb::{Skb, now},
+};
 
 /// The first byte of the packet is the question.
 #[inline(always)]

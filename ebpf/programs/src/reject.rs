@@ -3,15 +3,13 @@
 //! The stack could give it too, but its answer would depend on what else listens there (dockerd
 //! holds a socket on every published port) and on netfilter rules.
 
-use weir_abi::{Config, DropReason};
-use crate::{
-    checksum,
-    packet::{ETH_LEN, Ethernet, Frame, Ipv4, Ipv6, Packet, Tcp, Udp, tcp_flag},
-};
+use weir_abi::{Config, DropReason, Ip4, Ip6};
 
 use crate::{
+    checksum,
     family::{Family, V4, V6},
     flow::Origin,
+    packet::{ETH_LEN, Ethernet, Frame, Ipv4, Ipv6, Packet, Tcp, Udp, tcp_flag},
     send,
     skb::{Fate, Skb, count},
 };
@@ -24,6 +22,8 @@ const UDP_LEN: u16 = size_of::<Udp>() as u16;
 const ICMP_LEN: usize = 8;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+/// All bits set.
+const ONES: Ip6 = Ip6::new([0xff; 16]);
 
 /// Headers to answer with.
 pub trait Answer: Family {
@@ -48,7 +48,8 @@ pub fn answer<F: Answer>(
     if packet.flags & tcp_flag::RST != 0 {
         return Fate::Drop(reason);
     }
-    let made = if packet.is_udp() { unreachable::<F>(skb, packet) } else { reset::<F>(skb, packet) };
+    let made =
+        if packet.is_udp() { unreachable::<F>(skb, packet) } else { reset::<F>(skb, packet) };
     if made.is_none() {
         return Fate::Drop(reason);
     }
@@ -83,7 +84,7 @@ fn swap_macs(skb: Skb) -> Option<()> {
 #[inline(always)]
 fn pseudo<F: Answer>(packet: &Packet<F::Addr>, len: u16) -> u64 {
     let [high, low] = len.to_be_bytes();
-    F::addresses(packet) + u64::from(u32::from_ne_bytes([0, packet.key.protocol, high, low]))
+    F::addresses(packet) + u64::from(u32::from_ne_bytes([0, packet.key.protocol as u8, high, low]))
 }
 
 /// Whether the device has yet to compute the packet's checksum: then the field holds the sum of the
@@ -178,18 +179,18 @@ fn quoted_sum<const N: usize>(skb: Skb, offset: usize, check: [u8; 2]) -> Option
 
 impl Answer for V4 {
     #[inline(always)]
-    fn addresses(packet: &Packet<[u8; 4]>) -> u64 {
-        u64::from(u32::from_ne_bytes(packet.key.src)) + u64::from(u32::from_ne_bytes(packet.key.dst))
+    fn addresses(packet: &Packet<Ip4>) -> u64 {
+        u64::from(packet.key.src.word()) + u64::from(packet.key.dst.word())
     }
 
     #[inline(always)]
-    fn turn(skb: Skb, packet: &Packet<[u8; 4]>, len: u16) -> Option<()> {
+    fn turn(skb: Skb, packet: &Packet<Ip4>, len: u16) -> Option<()> {
         let header = (packet.l4 & 0x7f) as u16 - ETH_LEN as u16;
-        write_ipv4(skb, packet, packet.key.protocol, header + len, header as u8)
+        write_ipv4(skb, packet, packet.key.protocol as u8, header + len, header as u8)
     }
 
     #[inline(always)]
-    fn quote(skb: Skb, packet: &Packet<[u8; 4]>, check: [u8; 2]) -> Option<()> {
+    fn quote(skb: Skb, packet: &Packet<Ip4>, check: [u8; 2]) -> Option<()> {
         const HEADER: usize = size_of::<Ipv4>();
         const QUOTED: usize = HEADER + UDP_LEN as usize;
         if packet.l4 as usize != ETH_LEN + HEADER
@@ -207,18 +208,18 @@ impl Answer for V4 {
 
 impl Answer for V6 {
     #[inline(always)]
-    fn addresses(packet: &Packet<[u8; 16]>) -> u64 {
-        // `diff16` adds the complement of its first argument: of all ones, zero.
-        checksum::diff16([0xff; 16], packet.key.src) + checksum::diff16([0xff; 16], packet.key.dst)
+    fn addresses(packet: &Packet<Ip6>) -> u64 {
+        // A difference adds the complement of its first argument: of all ones, zero.
+        checksum::diff_ip6(ONES, packet.key.src) + checksum::diff_ip6(ONES, packet.key.dst)
     }
 
     #[inline(always)]
-    fn turn(skb: Skb, packet: &Packet<[u8; 16]>, len: u16) -> Option<()> {
-        write_ipv6(skb, packet, packet.key.protocol, len)
+    fn turn(skb: Skb, packet: &Packet<Ip6>, len: u16) -> Option<()> {
+        write_ipv6(skb, packet, packet.key.protocol as u8, len)
     }
 
     #[inline(always)]
-    fn quote(skb: Skb, packet: &Packet<[u8; 16]>, check: [u8; 2]) -> Option<()> {
+    fn quote(skb: Skb, packet: &Packet<Ip6>, check: [u8; 2]) -> Option<()> {
         const HEADER: usize = size_of::<Ipv6>();
         const QUOTED: usize = HEADER + UDP_LEN as usize;
         const LEN: u16 = (ICMP_LEN + QUOTED) as u16;
@@ -230,9 +231,8 @@ impl Answer for V6 {
         write_ipv6(skb, packet, ICMPV6, LEN)?;
         let sum = quoted_sum::<{ QUOTED / 4 }>(skb, ETH_LEN + HEADER + ICMP_LEN, check)?;
         let [high, low] = LEN.to_be_bytes();
-        let sum = sum
-            + Self::addresses(packet)
-            + u64::from(u32::from_ne_bytes([0, ICMPV6, high, low]));
+        let sum =
+            sum + Self::addresses(packet) + u64::from(u32::from_ne_bytes([0, ICMPV6, high, low]));
         const DESTINATION_UNREACHABLE: u8 = 1;
         const PORT: u8 = 4;
         write_icmp(skb, ETH_LEN + HEADER, DESTINATION_UNREACHABLE, PORT, sum)
@@ -240,13 +240,7 @@ impl Answer for V6 {
 }
 
 #[inline(always)]
-fn write_ipv4(
-    skb: Skb,
-    packet: &Packet<[u8; 4]>,
-    protocol: u8,
-    total: u16,
-    header: u8,
-) -> Option<()> {
+fn write_ipv4(skb: Skb, packet: &Packet<Ip4>, protocol: u8, total: u16, header: u8) -> Option<()> {
     let ip = skb.at::<Ipv4>(ETH_LEN)?;
     // SAFETY: as above.
     let ip = unsafe { &mut *ip };
@@ -287,7 +281,7 @@ fn total_word(ip: &Ipv4) -> [u8; 4] {
 }
 
 #[inline(always)]
-fn write_ipv6(skb: Skb, packet: &Packet<[u8; 16]>, next: u8, len: u16) -> Option<()> {
+fn write_ipv6(skb: Skb, packet: &Packet<Ip6>, next: u8, len: u16) -> Option<()> {
     let ip = skb.at::<Ipv6>(ETH_LEN)?;
     // SAFETY: as above.
     let ip = unsafe { &mut *ip };
@@ -309,4 +303,3 @@ fn write_icmp(skb: Skb, offset: usize, kind: u8, code: u8, sum: u64) -> Option<(
     unsafe { *icmp = [kind, code, a, b, 0, 0, 0, 0] };
     Some(())
 }
-

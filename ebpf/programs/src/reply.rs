@@ -1,15 +1,15 @@
 //! Packets from tasks and containers of this node: replies on their way back, and requests to
 //! published ports.
 
-use weir_abi::{Config, FlowKey, Reverse};
-use crate::packet::Packet;
-
 use crate::{
-    reject::Answer,
     flow::{self, Direction, Origin, account, flags_from_task, stale},
-    ingress, send,
+    ingress,
+    packet::Packet,
+    reject::Answer,
+    send,
     skb::{Fate, Skb, now},
 };
+use weir_abi::{Config, FlowKey, Reverse};
 
 /// Takes a packet on the host side of a task's veth: only replies are of interest here; what a
 /// container sends to a published port is taken at its bridge.
@@ -96,4 +96,3 @@ fn tell_forward<F: Answer>(packet: &Packet<F::Addr>, back: &Reverse<F::Addr>) {
         unsafe { (*flow).flags |= back.flags };
     }
 }
-

@@ -1,18 +1,16 @@
 //! The ways out: to a local task, through the tunnel, back to a client.
 
 use aya_ebpf::{
-    bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
+    bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX},
     helpers::generated,
 };
 use weir_abi::{Backend, Config, DropReason, FlowKey, Node, SENDER_MAC, TUNNEL_MAC, Tag, via};
-use crate::{
-    checksum,
-    packet::{ETH_LEN, Ethernet, Frame, Packet, Ports, Tcp, tcp_flag},
-};
 
 use crate::{
+    checksum,
     family::Family,
     maps::NODES,
+    packet::{ETH_LEN, Ethernet, Frame, Packet, Ports, Tcp, tcp_flag},
     skb::{Fate, Skb},
 };
 
@@ -117,7 +115,12 @@ pub fn to_node<F: Family>(
 
 /// Sends a reply through the tunnel to the node that the client entered by.
 #[inline(always)]
-pub fn back_to_node<F: Family>(skb: Skb, packet: &Packet<F::Addr>, node: u16, config: &Config) -> Fate {
+pub fn back_to_node<F: Family>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    node: u16,
+    config: &Config,
+) -> Fate {
     to_node::<F>(skb, packet, node, Tag::RETURN, config)
 }
 
@@ -144,32 +147,54 @@ fn set_macs(skb: Skb, dst: [u8; 6]) -> Result<(), DropReason> {
     Ok(())
 }
 
-#[inline(always)]
-fn set_tunnel_key(skb: Skb, node: &Node, tag: u32) -> bool {
-    // The structure up to, not including, the local address: the kernel then chooses the source
-    // by its routing table. 28 is one of the sizes that `bpf_skb_set_tunnel_key` accepts.
-    const WITHOUT_LOCAL: u32 = 28;
-    // SAFETY: plain old data.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-    key.tunnel_id = tag;
-    key.tunnel_ttl = 64;
-    let [_, _, _, last] = words(node.address);
-    let flags = if node.ipv6 != 0 {
-        key.__bindgen_anon_1.remote_ipv6 = words(node.address);
-        u64::from(BPF_F_TUNINFO_IPV6)
-    } else {
-        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(last);
-        0
-    };
-    let flags = flags | u64::from(BPF_F_ZERO_CSUM_TX);
-    // SAFETY: the key is as long as the size says.
-    unsafe { generated::bpf_skb_set_tunnel_key(skb.raw(), &mut key, WITHOUT_LOCAL, flags) == 0 }
+/// `struct bpf_tunnel_key` up to, not including, the local address: the kernel then chooses the
+/// source by its routing table. Its own size is one of those that the helpers accept.
+#[repr(C)]
+pub struct TunnelKey {
+    pub id: u32,
+    /// IPv4: the first word, in machine order. IPv6: all four, in network order.
+    pub remote: [u32; 4],
+    tos: u8,
+    ttl: u8,
+    ext: u16,
+    label: u32,
+}
+const _: () = assert!(size_of::<TunnelKey>() == 28);
+
+impl TunnelKey {
+    #[inline(always)]
+    pub fn new(id: u32, remote: [u32; 4]) -> Self {
+        Self { id, remote, tos: 0, ttl: 64, ext: 0, label: 0 }
+    }
+
+    /// The kernel's answer: 0 for success.
+    #[inline(always)]
+    pub fn read(&mut self, skb: Skb, flags: u64) -> i64 {
+        let key = (&raw mut *self).cast();
+        // SAFETY: the key is as long as the size says.
+        unsafe {
+            generated::bpf_skb_get_tunnel_key(skb.raw(), key, size_of::<Self>() as u32, flags)
+        }
+    }
+
+    #[inline(always)]
+    fn write(&mut self, skb: Skb, flags: u64) -> bool {
+        let key = (&raw mut *self).cast();
+        let size = size_of::<Self>() as u32;
+        // SAFETY: as above.
+        unsafe { generated::bpf_skb_set_tunnel_key(skb.raw(), key, size, flags) == 0 }
+    }
 }
 
 #[inline(always)]
-fn words(addr: [u8; 16]) -> [u32; 4] {
-    let [low, high] = checksum::halves(addr);
-    [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]
+fn set_tunnel_key(skb: Skb, node: &Node, tag: u32) -> bool {
+    let plain = u64::from(BPF_F_ZERO_CSUM_TX);
+    let words = node.address.words();
+    if node.ipv6 != 0 {
+        TunnelKey::new(tag, words).write(skb, plain | u64::from(BPF_F_TUNINFO_IPV6))
+    } else {
+        TunnelKey::new(tag, [u32::from_be(words[3]), 0, 0, 0]).write(skb, plain)
+    }
 }
 
 /// Lowers the maximum segment size that a SYN announces to what fits the tunnel, so that TCP never

@@ -8,9 +8,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use weir_abi::DropReason;
-use crate::packet::{ETH_LEN, Frame};
 
-use crate::maps::DROPS;
+use crate::{
+    maps::DROPS,
+    packet::{ETH_LEN, Frame},
+};
 
 /// A packet's fate, decided once and carried out at the end of each program.
 pub enum Fate {
@@ -65,6 +67,12 @@ impl Frame for Skb {
             return None;
         }
         Some(start as *mut T)
+    }
+
+    #[inline(always)]
+    fn size(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { (*self.0).len as usize }
     }
 }
 

@@ -6,13 +6,13 @@ use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock_addr},
     helpers::generated,
 };
-use weir_abi::{Backend, Config, SocketKey, SocketPeer, backend_state, via};
-use crate::packet::{TCP, UDP};
+use weir_abi::{Backend, Config, Ip4, Ip6, SocketKey, SocketPeer, backend_state, via};
 
 use crate::{
     family::{Family, V4, V6},
     flow::{self, Choice, account_new, pick},
     maps::{BACKENDS, LOCAL, SOCKETS},
+    packet::{TCP, UDP},
     skb::random,
 };
 
@@ -42,10 +42,9 @@ pub enum Act {
 /// An address and port as the socket calls know them; IPv4 as `::ffff:a.b.c.d`.
 #[derive(Clone, Copy, PartialEq)]
 struct Endpoint {
-    addr: [u8; 16],
+    addr: Ip6,
     port: [u8; 2],
 }
-
 
 /// `connect` and `sendmsg`.
 #[inline(always)]
@@ -90,7 +89,8 @@ pub fn outgoing(ctx: *mut bpf_sock_addr, shape: Shape, act: Act) -> i32 {
 pub fn incoming(ctx: *mut bpf_sock_addr, shape: Shape) -> i32 {
     let call = Call(ctx);
     let real = call.endpoint(shape);
-    let key = SocketKey { cookie: call.cookie(), addr: real.addr, port: real.port, pad: [0; 6] };
+    let key =
+        SocketKey { cookie: call.cookie(), addr: real.addr, port: real.port, pad: 0, pad2: 0 };
     if let Some(asked) = SOCKETS.get_ptr(key) {
         // SAFETY: a value of a map.
         let asked = unsafe { &*asked };
@@ -102,7 +102,7 @@ pub fn incoming(ctx: *mut bpf_sock_addr, shape: Shape) -> i32 {
 /// The task that this socket's earlier datagrams to the same address went to.
 #[inline(always)]
 fn remembered(cookie: u64, asked: Endpoint) -> Option<Endpoint> {
-    let key = SocketKey { cookie, addr: asked.addr, port: asked.port, pad: [0; 6] };
+    let key = SocketKey { cookie, addr: asked.addr, port: asked.port, pad: 0, pad2: 0 };
     // SAFETY: a value of a map.
     let peer = unsafe { &*SOCKETS.get_ptr(key)? };
     let backend = BACKENDS.get(peer.backend)?;
@@ -121,13 +121,13 @@ fn remembered(cookie: u64, asked: Endpoint) -> Option<Endpoint> {
 /// for the address it is shown and for the tunnel's program.
 #[inline(always)]
 fn remember(cookie: u64, asked: Endpoint, real: Endpoint, backend: u32, act: Act) {
-    let shown = SocketPeer { addr: asked.addr, port: asked.port, pad: [0; 2], backend };
-    let key = SocketKey { cookie, addr: real.addr, port: real.port, pad: [0; 6] };
+    let shown = SocketPeer { addr: asked.addr, port: asked.port, pad: 0, backend };
+    let key = SocketKey { cookie, addr: real.addr, port: real.port, pad: 0, pad2: 0 };
     // A full table cannot be: it evicts. A lost entry costs the true name of the peer, no more.
     let _ = SOCKETS.insert(key, shown, u64::from(BPF_ANY));
     if act == Act::Send {
-        let peer = SocketPeer { addr: real.addr, port: real.port, pad: [0; 2], backend };
-        let key = SocketKey { cookie, addr: asked.addr, port: asked.port, pad: [0; 6] };
+        let peer = SocketPeer { addr: real.addr, port: real.port, pad: 0, backend };
+        let key = SocketKey { cookie, addr: asked.addr, port: asked.port, pad: 0, pad2: 0 };
         let _ = SOCKETS.insert(key, peer, u64::from(BPF_ANY));
     }
 }
@@ -142,9 +142,10 @@ fn choose(
     cookie: u64,
 ) -> Option<(Choice, bool)> {
     let port = (cookie as u16 ^ random() as u16).to_be_bytes();
-    let client = (cookie as u32).to_be_bytes();
-    let mapped = is_mapped(asked.addr);
-    if !mapped && let Some(choice) = pick::<V6>(service, service.pick6, V4::wide(client), port, |_| true)
+    let client = Ip4::from_word(cookie as u32);
+    let mapped = asked.addr.unmapped().is_some();
+    if !mapped
+        && let Some(choice) = pick::<V6>(service, service.pick6, V4::wide(client), port, |_| true)
     {
         return Some((choice, false));
     }
@@ -174,27 +175,19 @@ fn target(
 
 /// Whether an address is loopback, unspecified (which connects to loopback) or one of the host's.
 #[inline(always)]
-fn is_own(addr: [u8; 16]) -> bool {
-    if is_mapped(addr) {
-        if addr[12] == 127 || (addr[12] == 0 && addr[13] == 0 && addr[14] == 0 && addr[15] == 0) {
-            return true;
-        }
-    } else if is_loopback6(addr) {
-        return true;
-    }
-    LOCAL.get_ptr(addr).is_some()
-}
-
-#[inline(always)]
-fn is_mapped(addr: [u8; 16]) -> bool {
-    let value = u128::from_be_bytes(addr);
-    (value >> 32) == u128::from_be_bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0]) >> 32
+fn is_own(addr: Ip6) -> bool {
+    let loopback = match addr.unmapped() {
+        Some(v4) => v4 == Ip4::NONE || v4.octets()[0] == 127,
+        None => is_loopback6(addr),
+    };
+    loopback || LOCAL.get_ptr(addr).is_some()
 }
 
 /// `::1` and `::`.
 #[inline(always)]
-fn is_loopback6(addr: [u8; 16]) -> bool {
-    u128::from_be_bytes(addr) <= 1
+fn is_loopback6(addr: Ip6) -> bool {
+    let [high, low] = addr.halves();
+    high == 0 && u64::from_be(low) <= 1
 }
 
 impl Call {
@@ -225,17 +218,16 @@ impl Call {
             let port = (&raw const (*self.0).user_port).read_volatile() as u16;
             let addr = match shape {
                 Shape::V4 => {
-                    let [a, b, c, d] = (&raw const (*self.0).user_ip4).read_volatile().to_ne_bytes();
-                    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+                    Ip4::from_word((&raw const (*self.0).user_ip4).read_volatile()).mapped()
                 }
                 Shape::V6 => {
-                    let words = &raw const (*self.0).user_ip6;
-                    let words = words.cast::<u32>();
-                    let a = u128::from(words.read_volatile());
-                    let b = u128::from(words.add(1).read_volatile());
-                    let c = u128::from(words.add(2).read_volatile());
-                    let d = u128::from(words.add(3).read_volatile());
-                    (a | b << 32 | c << 64 | d << 96).to_ne_bytes()
+                    let words = (&raw const (*self.0).user_ip6).cast::<u32>();
+                    Ip6::from_words([
+                        words.read_volatile(),
+                        words.add(1).read_volatile(),
+                        words.add(2).read_volatile(),
+                        words.add(3).read_volatile(),
+                    ])
                 }
             };
             Endpoint { addr, port: port.to_ne_bytes() }
@@ -244,19 +236,19 @@ impl Call {
 
     #[inline(always)]
     fn set(self, shape: Shape, to: Endpoint) {
-        let value = u128::from_ne_bytes(to.addr);
+        let [a, b, c, d] = to.addr.words();
         // SAFETY: as above; writing these fields is what the programs are for.
         unsafe {
             match shape {
                 Shape::V4 => {
-                    (&raw mut (*self.0).user_ip4).write_volatile((value >> 96) as u32);
+                    (&raw mut (*self.0).user_ip4).write_volatile(d);
                 }
                 Shape::V6 => {
                     let words = (&raw mut (*self.0).user_ip6).cast::<u32>();
-                    words.write_volatile(value as u32);
-                    words.add(1).write_volatile((value >> 32) as u32);
-                    words.add(2).write_volatile((value >> 64) as u32);
-                    words.add(3).write_volatile((value >> 96) as u32);
+                    words.write_volatile(a);
+                    words.add(1).write_volatile(b);
+                    words.add(2).write_volatile(c);
+                    words.add(3).write_volatile(d);
                 }
             }
             let port = u32::from(u16::from_ne_bytes(to.port));
@@ -264,4 +256,3 @@ impl Call {
         }
     }
 }
-

@@ -1,24 +1,23 @@
 //! Both ends of the tunnel: packets from other nodes, and this host's own way in.
 
-use aya_ebpf::{
-    bindings::{BPF_F_TUNINFO_IPV6, bpf_tunnel_key},
-    helpers::generated,
-};
-use weir_abi::{
-    Config, DropReason, FlowKey, Forward, Reverse, SocketKey, Tag, TagKey, backend_state, flow_flag,
-    via,
-};
-use crate::packet::Packet;
-
 use crate::{
-    reject::Answer,
     flow::{
         self, Choice, Direction, Frontend, Origin, account, continues, flags_from_client,
         flags_from_task, pick, stale,
     },
-    ingress, reject, reply, send,
+    ingress,
     maps::{BACKENDS, SENDERS, SOCKETS, TAGS},
+    packet::Packet,
+    reject,
+    reject::Answer,
+    reply,
+    send::{self, TunnelKey},
     skb::{Fate, Skb, count, now},
+};
+use aya_ebpf::bindings::BPF_F_TUNINFO_IPV6;
+use weir_abi::{
+    Config, DropReason, FlowKey, Forward, Ip4, Ip6, Reverse, SocketKey, Tag, TagKey, backend_state,
+    flow_flag, via,
 };
 
 /// Where a packet on the tunnel comes from, and who it is for.
@@ -73,39 +72,21 @@ fn inner<F: Answer>(
 /// Reads the tunnel header; `None` when there is none, since the packet never left this host.
 #[inline(always)]
 fn envelope(skb: Skb) -> Result<Option<Envelope>, DropReason> {
-    const WITHOUT_LOCAL: u32 = 28;
-    // SAFETY: plain old data, and as long as the size says.
-    let (mut key, found): (bpf_tunnel_key, _) = unsafe {
-        let mut key = core::mem::zeroed();
-        let found = generated::bpf_skb_get_tunnel_key(skb.raw(), &mut key, WITHOUT_LOCAL, 0);
-        (key, found)
-    };
     const EINVAL: i64 = -22;
-    let sender = match found {
-        0 => {
-            // SAFETY: every bit pattern is a number.
-            let [a, b, c, d] = unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes();
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-        }
+    let mut key = TunnelKey::new(0, [0; 4]);
+    let sender = match key.read(skb, 0) {
+        0 => Ip4::from_word(key.remote[0].to_be()).mapped(),
         EINVAL => return Ok(None),
         _ => {
-            let flags = u64::from(BPF_F_TUNINFO_IPV6);
-            // SAFETY: as above.
-            let found = unsafe {
-                generated::bpf_skb_get_tunnel_key(skb.raw(), &mut key, WITHOUT_LOCAL, flags)
-            };
-            if found != 0 {
+            if key.read(skb, u64::from(BPF_F_TUNINFO_IPV6)) != 0 {
                 return Ok(None);
             }
-            // SAFETY: as above.
-            let [a, b, c, d] = unsafe { key.__bindgen_anon_1.remote_ipv6 };
-            let low = u128::from(a) | u128::from(b) << 32;
-            (low | u128::from(c) << 64 | u128::from(d) << 96).to_ne_bytes()
+            Ip6::from_words(key.remote)
         }
     };
     match SENDERS.get_ptr(sender) {
         // SAFETY: a value of a map.
-        Some(node) => Ok(Some(Envelope { from: unsafe { *node } as u16, tag: Tag(key.tunnel_id) })),
+        Some(node) => Ok(Some(Envelope { from: unsafe { *node } as u16, tag: Tag(key.id) })),
         None => Err(DropReason::UnknownSender),
     }
 }
@@ -181,12 +162,8 @@ fn unusual<F: Answer>(
     envelope: Envelope,
     config: &Config,
 ) -> Fate {
-    let origin = Origin {
-        from: envelope.from,
-        ifindex: 0,
-        translate: false,
-        hopped: envelope.tag.hopped(),
-    };
+    let origin =
+        Origin { from: envelope.from, ifindex: 0, translate: false, hopped: envelope.tag.hopped() };
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map.
         let flow = unsafe { &mut *flow };
@@ -407,11 +384,11 @@ fn chosen_at_connect<F: Answer>(skb: Skb, packet: &Packet<F::Addr>) -> Option<Ch
         cookie: skb.cookie(),
         addr: F::wide(packet.key.dst),
         port: packet.key.dport,
-        pad: [0; 6],
+        pad: 0,
+        pad2: 0,
     };
     // SAFETY: a value of a map.
     let index = unsafe { (*SOCKETS.get_ptr(key)?).backend };
     let backend = BACKENDS.get(index)?;
     (backend.state == backend_state::ACTIVE).then_some(Choice { index, backend })
 }
-
