@@ -76,10 +76,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Loads every program into the kernel.
-pub(crate) fn verify(object: &mut Ebpf) -> Result<(), Error> {
+/// Loads programs into the kernel: those that are wanted.
+pub(crate) fn verify(object: &mut Ebpf, wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
     use aya::programs::Program;
-    let names: Vec<String> = object.programs().map(|(name, _)| name.to_owned()).collect();
+    let names: Vec<String> =
+        object.programs().map(|(name, _)| name.to_owned()).filter(|name| wanted(name)).collect();
     for name in names {
         let what = || format!("load the program {name}");
         let Some(program) = object.program_mut(&name) else { continue };

@@ -282,7 +282,12 @@ fn read_transport(frame: &impl Frame, l4: usize, protocol: u8) -> Result<Transpo
         let udp = frame.at::<Udp>(l4).ok_or(NotRead::Malformed)?;
         // SAFETY: as above.
         let udp = unsafe { &*udp };
-        Ok(Transport { src: udp.src, dst: udp.dst, flags: 0, len: size_of::<Udp>() })
+        // The datagram must end where the IP packet does, or before (RFC 768).
+        let len = usize::from(u16::from_be_bytes(udp.len));
+        if len < size_of::<Udp>() {
+            return Err(NotRead::Malformed);
+        }
+        Ok(Transport { src: udp.src, dst: udp.dst, flags: 0, len })
     }
 }
 
