@@ -16,6 +16,7 @@ use rtnetlink::{
         link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
         route::RouteScope,
+        tc::{TcAttribute, TcHandle},
     },
 };
 use tokio::runtime::Runtime;
@@ -242,6 +243,33 @@ impl Netlink {
     pub(crate) fn remove_link(&self, index: u32) -> Result<(), Error> {
         self.request(self.handle.link().del(index).execute())
             .tried(|| format!("remove the interface with index {index}"))
+    }
+
+    /// Removes the clsact qdisc of an interface, unless somebody's filters are still on it. Answers
+    /// whether there was one to remove.
+    pub(crate) fn remove_empty_clsact(&self, index: u32) -> Result<bool, Error> {
+        let what = || format!("remove the clsact qdisc of the interface with index {index}");
+        let index = i32::try_from(index).tried(what)?;
+        let gone = self.wait(async {
+            let mut filters = 0;
+            for ingress in [true, false] {
+                let request = self.handle.traffic_filter(index).get();
+                let request = if ingress { request.ingress() } else { request.egress() };
+                let mut found = request.execute();
+                // Without the qdisc there is nothing to list, which is an error here.
+                while let Ok(Some(_)) = found.try_next().await {
+                    filters += 1;
+                }
+            }
+            if filters > 0 {
+                return false;
+            }
+            let mut request = self.handle.qdisc().del(index);
+            request.message_mut().header.parent = TcHandle::CLSACT;
+            request.message_mut().attributes.push(TcAttribute::Kind("clsact".to_owned()));
+            request.execute().await.is_ok()
+        });
+        Ok(gone.unwrap_or(false))
     }
 
     /// Routes one address to a device, with a source address.

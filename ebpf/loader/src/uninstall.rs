@@ -36,6 +36,11 @@ impl Dataplane {
                 for link in host.links.values() {
                     if hooks::remove_filters(&link.name) {
                         removed.push(format!("filters on {}", link.name));
+                        match netlink.remove_empty_clsact(link.index) {
+                            Ok(true) => removed.push(format!("clsact qdisc on {}", link.name)),
+                            Ok(false) => {}
+                            Err(error) => errors.push(error),
+                        }
                     }
                 }
                 let ours = host
