@@ -169,3 +169,14 @@ fn fork_forever(orders: &Receiver<Order>) {
         let _ = order.answer.send(order.command.spawn());
     }
 }
+
+/// Keeps this thread, and those that it starts, on one CPU.
+///
+/// # Errors
+/// When there is no such CPU.
+pub fn pin_to_cpu(cpu: usize) -> Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+    Ok(())
+}

@@ -376,6 +376,13 @@ fn k_one_client_port_through_two_addresses_to_one_task() {
     let second = [("10.77.0.21".parse().unwrap(), 16), ("fd77::21".parse().unwrap(), 64)];
     n1.netns().set_up("eth0", &second).unwrap();
     let client = scene.lab.client("c1");
+    for (address, _) in second {
+        let target = SocketAddr::new(address, HERE);
+        eventually("weir to know the new address", 5 * SECOND, || {
+            client.ask(&Probe::tcp(target)).by("here.1").map(drop)
+        })
+        .unwrap();
+    }
     let mut cases = Cases::default();
     let mut client_port = 5000;
     for (family, own) in client.addresses().iter().enumerate() {
