@@ -214,12 +214,13 @@ pub fn status(now: &Observation) -> Status {
     }
 }
 
-/// The services with what the kernel counted.
-pub fn services(now: &Observation) -> Services {
+/// The services, or the one of that name, with what the kernel counted.
+pub fn services(now: &Observation, only: Option<&str>) -> Services {
     let Some(snapshot) = &now.view.snapshot else {
         return Services { generation: None, services: Vec::new() };
     };
-    let services = snapshot.services.values().map(|service| ServiceView {
+    let wanted = |service: &&Service| only.is_none_or(|name| service.name.as_str() == name);
+    let services = snapshot.services.values().filter(wanted).map(|service| ServiceView {
         name: service.name.clone(),
         balance: service.balance,
         ports: ports(service, now),

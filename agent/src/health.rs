@@ -112,8 +112,10 @@ fn hooks(now: &Observation) -> Subsystem {
                     node.uplinks";
         return Subsystem::new(name, condition, reason).hint(hint);
     }
-    let hooks: Vec<String> =
-        attachments.hooks.iter().map(|(hook, how)| format!("{hook} ({how})")).collect();
+    let on_cgroup = attachments.hooks.values().filter(|how| **how == "cgroup").count();
+    let hooks = attachments.hooks.iter().filter(|(_, how)| **how != "cgroup");
+    let mut hooks: Vec<String> = hooks.map(|(hook, how)| format!("{hook} ({how})")).collect();
+    hooks.push(format!("{on_cgroup} hooks on the cgroup"));
     Subsystem::new(name, Condition::Ok, hooks.join(", "))
 }
 

@@ -1,5 +1,8 @@
 //! The HTTP server: the same read-only routes on the metrics port and on the admin socket.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     convert::Infallible,
     fs, io,
@@ -12,7 +15,7 @@ use std::{
 
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode, Uri,
     body::{Bytes, Incoming},
     header::{ALLOW, CONTENT_TYPE},
     server::conn::http1,
@@ -127,7 +130,7 @@ impl Routes {
 
     async fn connection(self: &Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let answer = service_fn(|request: Request<Incoming>| async move {
-            Ok::<_, Infallible>(self.answer(request.method(), request.uri().path()).await)
+            Ok::<_, Infallible>(self.answer(request.method(), request.uri()).await)
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -138,7 +141,7 @@ impl Routes {
         }
     }
 
-    async fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    async fn answer(&self, method: &Method, uri: &Uri) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
             let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "read-only: use GET");
             response
@@ -146,12 +149,15 @@ impl Routes {
                 .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return response;
         }
-        match path {
+        match uri.path() {
             "/metrics" => self.scrape().await,
             "/healthz" => text(StatusCode::OK, "ok\n".into()),
             "/readyz" => self.readiness().await,
             "/api/v1/status" => json(&api::status(&self.observer.now().await)),
-            "/api/v1/services" => json(&api::services(&self.observer.now_with_counters().await)),
+            "/api/v1/services" => {
+                let now = self.observer.now_with_counters().await;
+                json(&api::services(&now, uri.query().and_then(name_in)))
+            }
             "/api/v1/nodes" => json(&api::nodes(&self.observer.now().await)),
             "/api/v1/state" => match self.observer.dump().await {
                 Ok(dump) => json(&api::StateDump { dump }),
@@ -194,9 +200,14 @@ const INDEX: &str = "weir agent\n\
     /healthz          200 while the agent runs\n\
     /readyz           200 when clients may be sent here; 503 names what is not ready\n\
     /api/v1/status    JSON, as are the following\n\
-    /api/v1/services\n\
+    /api/v1/services  ?name=NAME for one\n\
     /api/v1/nodes\n\
     /api/v1/state\n";
+
+/// The `name=` of a query. Names of services need no escapes.
+fn name_in(query: &str) -> Option<&str> {
+    query.split('&').find_map(|part| part.strip_prefix("name="))
+}
 
 /// Out of file descriptors, most likely; trying again at once would only spin.
 async fn refused(error: &io::Error) {

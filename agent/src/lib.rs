@@ -15,6 +15,7 @@ pub mod http;
 pub mod listeners;
 pub mod lock;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod observe;
 pub mod reconciler;

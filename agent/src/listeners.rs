@@ -39,6 +39,8 @@ pub struct Holder {
 pub struct ListenerTable {
     proc: PathBuf,
     addresses: Vec<IpAddr>,
+    /// Processes by the inode of their socket, since looking through all of them takes long.
+    known: BTreeMap<u64, (u32, String)>,
 }
 
 /// What dockerd and its proxies hold is held for the services that weir itself serves.
@@ -48,30 +50,35 @@ impl ListenerTable {
     /// Listeners of the agent's own network namespace that clients of the node's `addresses`, or
     /// of its loopback addresses, could mean.
     pub fn new(addresses: Vec<IpAddr>) -> Self {
-        Self { proc: "/proc".into(), addresses }
+        Self { proc: "/proc".into(), addresses, known: BTreeMap::new() }
     }
 
     /// Who, apart from Docker, listens on each of `wanted`.
-    pub fn holders(&self, wanted: &BTreeSet<Frontend>) -> BTreeMap<Frontend, Holder> {
+    pub fn holders(&mut self, wanted: &BTreeSet<Frontend>) -> BTreeMap<Frontend, Holder> {
         let listeners: Vec<_> = Protocol::ALL
             .into_iter()
             .flat_map(|protocol| self.listeners(protocol, wanted))
             .filter(|listener| self.concerns(listener.address))
             .collect();
-        if listeners.is_empty() {
-            return BTreeMap::new();
-        }
-        let inodes = listeners.iter().map(|listener| listener.inode).collect();
-        let processes = processes(&self.proc, &inodes);
+        self.recognise(listeners.iter().map(|listener| listener.inode).collect());
         let mut holders = BTreeMap::new();
         for Listener { address, frontend, inode } in listeners {
-            let (pid, process) = processes.get(&inode).cloned().unzip();
+            let (pid, process) = self.known.get(&inode).cloned().unzip();
             if process.as_deref().is_some_and(|name: &str| DOCKER.contains(&name)) {
                 continue;
             }
             holders.entry(frontend).or_insert(Holder { address, pid, process });
         }
         holders
+    }
+
+    fn recognise(&mut self, inodes: BTreeSet<u64>) {
+        self.known.retain(|inode, _| inodes.contains(inode));
+        let strange: BTreeSet<u64> =
+            inodes.into_iter().filter(|inode| !self.known.contains_key(inode)).collect();
+        if !strange.is_empty() {
+            self.known.extend(processes(&self.proc, &strange));
+        }
     }
 
     /// A resolver on 127.0.0.53 is in nobody's way.

@@ -7,13 +7,15 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Seek, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 /// Why a lock was not had.
@@ -59,13 +61,33 @@ impl Lock {
         Self::acquire(Path::new(&path))
     }
 
-    /// Locks a file, which is made if need be and stays when the lock goes: removing it would let
-    /// two processes lock two files of one name.
+    /// Locks a file, which is made if need be.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
         let failed = |cause| LockError::Io { path: path.to_owned(), cause };
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
         }
+        loop {
+            let lock = Self::try_once(path)?;
+            // Whoever held it may have removed it: then this is a lock on a file without a name.
+            if lock.is_named().map_err(failed)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Removes the file, too.
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+
+    fn is_named(&self) -> io::Result<bool> {
+        let held = self.file.metadata()?.ino();
+        Ok(fs::metadata(&self.path).is_ok_and(|named| named.ino() == held))
+    }
+
+    fn try_once(path: &Path) -> Result<Self, LockError> {
+        let failed = |cause| LockError::Io { path: path.to_owned(), cause };
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(path).map_err(failed)?;
@@ -77,7 +99,7 @@ impl Lock {
             Err(TryLockError::Error(cause)) => return Err(failed(cause)),
         }
         write_pid(&mut file).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file, path: path.to_owned() })
     }
 }
 
@@ -113,6 +135,16 @@ mod tests {
         assert!(error.contains(path.to_str().unwrap()), "{error}");
         drop(first);
         Lock::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_removed_can_be_had_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pin.lock");
+        Lock::acquire(&path).unwrap().remove().unwrap();
+        assert!(!path.exists());
+        let again = Lock::acquire(&path).unwrap();
+        assert!(again.is_named().unwrap());
     }
 
     #[test]

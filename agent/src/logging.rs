@@ -1,5 +1,7 @@
 //! The log: a fixed sentence and fields, on standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::{
     EnvFilter, Registry, fmt,
     layer::SubscriberExt,
@@ -19,7 +21,8 @@ impl Logging {
     pub fn start(config: &LogConfig) -> Self {
         let (filter, handle) = reload::Layer::new(EnvFilter::new(&config.level));
         let registry = tracing_subscriber::registry().with(filter);
-        let layer = fmt::layer().with_writer(std::io::stderr);
+        let terminal = std::io::stderr().is_terminal();
+        let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
         // Fails only if a log was started before, as in tests.
         match config.format {
             LogFormat::Text => registry.with(layer).try_init().ok(),

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use weir_mesh::{Generation, MeshSnapshot};
 
 use crate::{
-    diff,
+    diff, memory,
     source::{Desired, SourceState},
     state::{Restored, StateFile},
 };
@@ -76,8 +76,13 @@ impl SnapshotWriter {
             nodes: desired.nodes.clone(),
             services: desired.services.clone(),
         };
+        let services = snapshot.services.len();
         let changes = diff::summary(&self.last, &snapshot);
-        info!(%generation, services = snapshot.services.len(), changes, "a new snapshot");
+        if changes.is_empty() {
+            info!(%generation, services, "the source confirms the last snapshot");
+        } else {
+            info!(%generation, services, changes, "a new snapshot");
+        }
         self.restored = None;
         self.publish(Arc::new(snapshot), false, noticed);
     }
@@ -105,7 +110,13 @@ pub async fn keep(state: StateFile, mut view: watch::Receiver<View>) {
             continue;
         };
         let state = state.clone();
-        let stored = tokio::task::spawn_blocking(move || state.store(&snapshot)).await;
+        let stored = tokio::task::spawn_blocking(move || {
+            let stored = state.store(&snapshot);
+            drop(snapshot);
+            memory::give_back();
+            stored
+        });
+        let stored = stored.await;
         match stored {
             Ok(Err(error)) if !complained => {
                 warn!(%error, "the last good snapshot is not kept on disk");

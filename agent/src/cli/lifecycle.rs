@@ -1,5 +1,7 @@
 //! `weir agent` and `weir uninstall`: the two commands that change the kernel.
 
+use std::{fs, io};
+
 use serde::Serialize;
 use weir_loader::Dataplane;
 
@@ -7,11 +9,12 @@ use super::{
     ConfigArgs, Failed, Format, OutputArgs,
     table::{print, print_json},
 };
-use crate::{app, health::Condition, lock::Lock, logging::Logging};
+use crate::{app, health::Condition, lock::Lock, logging::Logging, memory};
 
 pub(super) fn agent(args: ConfigArgs) -> Result<Condition, Failed> {
     let config = args.load()?;
     let logging = Logging::start(&config.log);
+    memory::keep_small();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -33,10 +36,21 @@ struct Removal {
 pub(super) fn uninstall(args: &ConfigArgs, output: &OutputArgs) -> Result<Condition, Failed> {
     let config = args.load()?;
     // Held to the end, so that no agent starts meanwhile.
-    let _lock = Lock::of_pins(&config.dataplane.pin)
-        .map_err(|error| format!("uninstall is for when no agent runs: {error}"))?;
-    let (removed, errors) = Dataplane::uninstall(&config.dataplane_options());
-    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let running = |error| format!("uninstall is for when no agent runs: {error}");
+    let pins = Lock::of_pins(&config.dataplane.pin).map_err(running)?;
+    let socket = Lock::of_socket(&config.socket).map_err(running)?;
+    let (mut removed, errors) = Dataplane::uninstall(&config.dataplane_options());
+    let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    for file in [&config.state, &config.socket] {
+        match fs::remove_file(file) {
+            Ok(()) => removed.push(file.display().to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => errors.push(format!("remove {}: {error}", file.display())),
+        }
+    }
+    for lock in [socket, pins] {
+        lock.remove().unwrap_or_else(|error| errors.push(format!("remove a lock file: {error}")));
+    }
     let condition = if errors.is_empty() { Condition::Ok } else { Condition::Failed };
     if output.output == Format::Json {
         print_json(&Removal { removed, errors })?;

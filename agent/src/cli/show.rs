@@ -73,25 +73,34 @@ pub(super) fn services(
     name: Option<String>,
     stats: bool,
 ) -> Result<Condition, Failed> {
-    let mut answer: Services = client::get(agent, "/api/v1/services")?;
-    if let Some(name) = name {
-        let names: Vec<_> = answer.services.iter().map(|one| one.name.clone()).collect();
-        answer.services.retain(|service| service.name.as_str() == name);
-        if answer.services.is_empty() {
-            let near = nearest(&name, names.iter().map(|name| name.as_str()));
-            let hint = near.map_or_else(
-                || "weir services lists them all".to_owned(),
-                |near| format!("did you mean \"{near}\"?"),
-            );
-            return Err(format!("no service \"{name}\"; {hint}"));
-        }
-    }
+    let answer = match &name {
+        Some(name) => one_service(agent, name)?,
+        None => client::get(agent, "/api/v1/services")?,
+    };
     if agent.output.output == Format::Json {
         print_json(&answer)?;
     } else {
         print(&services_text(&answer, stats));
     }
     Ok(Condition::Ok)
+}
+
+fn one_service(agent: &AgentArgs, name: &str) -> Result<Services, Failed> {
+    // What cannot stand in a request line is no name of a service either.
+    let sendable = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"&#%".contains(&byte));
+    if sendable {
+        let answer: Services = client::get(agent, &format!("/api/v1/services?name={name}"))?;
+        if !answer.services.is_empty() || answer.generation.is_none() {
+            return Ok(answer);
+        }
+    }
+    let mut all: Services = client::get(agent, "/api/v1/services")?;
+    let hint = match nearest(name, all.services.iter().map(|service| service.name.as_str())) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => "weir services lists them all".to_owned(),
+    };
+    all.services.retain(|service| service.name.as_str() == name);
+    if all.services.is_empty() { Err(format!("no service \"{name}\"; {hint}")) } else { Ok(all) }
 }
 
 fn services_text(answer: &Services, stats: bool) -> String {
@@ -109,45 +118,43 @@ fn services_text(answer: &Services, stats: bool) -> String {
             "InBytes",
             "OutBytes",
         ]);
-        table.row(["  -> Address:Port", "Task", "", "", "", "", ""]);
+        table.row(["  -> Address", "Task", "", "", "", "", ""]);
     } else {
         table.row(["Prot Published", "Service", "Balance", "Target", "", "State"]);
         table.row(["  -> Address:Port", "Task", "Node", "Weight", "Active", "State"]);
     }
     for service in &answer.services {
         for port in &service.ports {
-            port_rows(&mut table, service, port, stats);
+            if stats {
+                counter_row(&mut table, &frontend(port), service.name.as_str(), &port.counters);
+            } else {
+                port_rows(&mut table, service, port);
+            }
+        }
+        // The kernel counts by task, whichever port a flow came in by.
+        for task in service.tasks.iter().filter(|_| stats) {
+            let addresses: Vec<String> = task.addresses.iter().map(ToString::to_string).collect();
+            let address = format!("  -> {}", addresses.join(","));
+            counter_row(&mut table, &address, task.name.as_str(), &task.counters);
         }
     }
     table.text()
 }
 
-fn port_rows(table: &mut Table, service: &ServiceView, port: &PortView, stats: bool) {
-    let frontend = format!("{} *:{}", port.protocol.to_string().to_uppercase(), port.published);
-    if stats {
-        counter_row(table, &frontend, service.name.as_str(), &port.counters);
-    } else {
-        let (balance, target) = (short_balance(service), port.target.to_string());
-        let state = port_state(port);
-        table.row([&frontend, service.name.as_str(), balance, &target, "", &state]);
-    }
+fn port_rows(table: &mut Table, service: &ServiceView, port: &PortView) {
+    let (balance, target) = (short_balance(service), port.target.to_string());
+    let state = port_state(port);
+    table.row([&frontend(port), service.name.as_str(), balance, &target, "", &state]);
     for task in &service.tasks {
         let address = format!("  -> {}", sockets(task, port));
-        if stats {
-            counter_row(table, &address, task.name.as_str(), &task.counters);
-        } else {
-            let (weight, active) = (task.weight.to_string(), task.active.to_string());
-            let cells = [
-                &address,
-                task.name.as_str(),
-                task.node.as_str(),
-                &weight,
-                &active,
-                &task_state(task),
-            ];
-            table.row(cells);
-        }
+        let (weight, active) = (task.weight.to_string(), task.active.to_string());
+        let (name, node) = (task.name.as_str(), task.node.as_str());
+        table.row([&address, name, node, &weight, &active, &task_state(task)]);
     }
+}
+
+fn frontend(port: &PortView) -> String {
+    format!("{} *:{}", port.protocol.to_string().to_uppercase(), port.published)
 }
 
 fn counter_row(table: &mut Table, first: &str, second: &str, counters: &CountersView) {

@@ -37,7 +37,12 @@ impl Metrics {
             programming.clone(),
         );
         registry.register("reload", "Reloads that were asked for, by result", reloads.clone());
-        Self { registry, programming, reloads }
+        let metrics = Self { registry, programming, reloads };
+        // There from the start, so that a first one is seen as a change from 0.
+        for result in ["applied", "restart_needed", "rejected"] {
+            drop(metrics.reloads.get_or_create(&vec![("result", result)]));
+        }
+        metrics
     }
 
     /// Counts a reload that was asked for.

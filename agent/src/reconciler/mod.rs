@@ -8,6 +8,8 @@
 //! process held before it was published stays with the process on this node, and the report names
 //! the process. `dataplane.on_port_conflict = "mesh-wins"` turns the second half off.
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod kernel;
 mod report;
 #[cfg(test)]
@@ -185,7 +187,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.report.host_failed = Some(text);
             }
         }
-        self.report.attachments = self.kernel.attachments();
+        self.note_attachments();
         self.report.withheld = self.holders(&snapshot);
         self.local.withheld = self.report.withheld.keys().copied().collect();
         if self.local != before {
@@ -195,7 +197,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Who holds ports that this node should serve and does not serve yet.
-    fn holders(&self, snapshot: &MeshSnapshot) -> BTreeMap<Frontend, Holder> {
+    fn holders(&mut self, snapshot: &MeshSnapshot) -> BTreeMap<Frontend, Holder> {
         if self.settings.on_port_conflict == OnPortConflict::MeshWins {
             return BTreeMap::new();
         }
@@ -257,17 +259,17 @@ impl<K: Kernel> Reconciler<K> {
 
     /// All of the plan is in the kernel.
     fn settle(&mut self, snapshot: &MeshSnapshot, operations: usize, started: Instant) {
-        let news = self.report.generation != Some(snapshot.generation);
-        self.report.generation = Some(snapshot.generation);
+        let previous = self.report.generation.replace(snapshot.generation);
         if operations > 0 {
             self.report.operations = operations;
             self.report.duration = started.elapsed();
             self.note_installed();
         }
-        if !news {
+        if previous == Some(snapshot.generation) {
             return;
         }
-        if let Some(View { noticed, stale: false, .. }) = self.view {
+        // What a start takes over is no change.
+        if let (Some(_), Some(View { noticed, .. })) = (previous, &self.view) {
             self.settings.programming.observe(noticed.elapsed().as_secs_f64());
         }
         info!(
@@ -307,6 +309,21 @@ impl<K: Kernel> Reconciler<K> {
         self.report.ports = Arc::new(ports);
     }
 
+    fn note_attachments(&mut self) {
+        let new = self.kernel.attachments();
+        let old = &self.report.attachments;
+        for interface in new.missing.difference(&old.missing) {
+            warn!(%interface, "an uplink is missing, clients cannot come in by it");
+        }
+        for interface in old.missing.difference(&new.missing) {
+            info!(%interface, "an uplink is back");
+        }
+        for (hook, error) in new.failed.iter().filter(|(hook, _)| !old.failed.contains_key(*hook)) {
+            error!(hook, error, "a program is not attached");
+        }
+        self.report.attachments = new;
+    }
+
     fn note_problems(&mut self, problems: &[Problem], snapshot: &MeshSnapshot) {
         let mut texts: Vec<_> = problems.iter().map(|problem| self.explain(problem)).collect();
         let node = &self.settings.node;
@@ -318,6 +335,9 @@ impl<K: Kernel> Reconciler<K> {
         }
         for text in texts.iter().filter(|text| !self.report.problems.contains(text)) {
             warn!(problem = text, "a new problem");
+        }
+        for text in self.report.problems.iter().filter(|text| !texts.contains(text)) {
+            info!(problem = text, "a problem is gone");
         }
         self.report.problems = texts;
     }

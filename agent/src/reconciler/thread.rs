@@ -58,7 +58,8 @@ pub fn spawn(options: Options, settings: Settings) -> io::Result<Started> {
     spawn_with(move || Dataplane::open(&options), settings)
 }
 
-fn spawn_with<K: Kernel + 'static>(
+/// The same with any data plane.
+pub(crate) fn spawn_with<K: Kernel + 'static>(
     open: impl FnOnce() -> Result<K, Error> + Send + 'static,
     settings: Settings,
 ) -> io::Result<Started> {

@@ -1,0 +1,256 @@
+//! The routes over a reconciler whose kernel is in memory.
+
+use std::{net::Ipv4Addr, time::Instant};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::watch,
+};
+use weir_mesh::MeshSnapshot;
+
+use super::*;
+use crate::{
+    config::{Config, Overrides, Settings},
+    host::Host,
+    listeners::ListenerTable,
+    reconciler::{
+        self, StatsReport,
+        fake::{Fake, mesh},
+        thread::{Handle, Started, spawn_with},
+    },
+    snapshots::View,
+    source::{SourceState, Trouble},
+};
+
+/// An agent without a kernel, its source played by the test.
+struct Agent {
+    directory: tempfile::TempDir,
+    source: watch::Sender<SourceState>,
+    view: watch::Sender<View>,
+    reconciler: Handle,
+}
+
+fn config(directory: &Path) -> Config {
+    let host = Host {
+        name: Some("n1".into()),
+        address: Some(Ipv4Addr::new(10, 0, 0, 1).into()),
+        interfaces: vec![("eth0".into(), Ipv4Addr::new(10, 0, 0, 1).into())],
+        cgroup: Some("/sys/fs/cgroup".into()),
+    };
+    let socket = directory.join("weir.sock");
+    let flags = Overrides::default().with_flag("socket.path", socket.to_str().unwrap());
+    Settings::read(Path::new(""), "", &flags).unwrap().resolve(&host).unwrap()
+}
+
+impl Agent {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Arc::new(config(directory.path()));
+        let (source, source_state) = watch::channel(SourceState::silent());
+        let nothing = View { snapshot: None, stale: false, noticed: Instant::now() };
+        let (view, view_state) = watch::channel(nothing);
+        let metrics = Arc::new(Metrics::new());
+        let settings = reconciler::Settings {
+            node: config.node.name.clone(),
+            intervals: config.reconcile,
+            on_port_conflict: config.dataplane.on_port_conflict,
+            listeners: ListenerTable::new(Vec::new()),
+            programming: metrics.programming.clone(),
+        };
+        let Started { opening, handle: reconciler, .. } =
+            spawn_with(|| Ok(Fake::default()), settings).unwrap();
+        opening.await.unwrap().unwrap();
+        tokio::spawn(reconciler.clone().follow(view_state.clone()));
+        let (_opened_in, opened) = watch::channel(true);
+        let observer =
+            Observer::new(config.clone(), source_state, view_state, reconciler.clone(), opened);
+        let socket = bind_socket(&config.socket).unwrap();
+        tokio::spawn(Arc::new(Routes { observer, metrics }).serve_socket(socket));
+        Self { directory, source, view, reconciler }
+    }
+
+    async fn take(&self, snapshot: MeshSnapshot) {
+        let generation = snapshot.generation;
+        self.source.send_modify(|state| state.readings += 1);
+        self.view.send_replace(View {
+            snapshot: Some(Arc::new(snapshot)),
+            stale: false,
+            noticed: Instant::now(),
+        });
+        let mut report = self.reconciler.report();
+        report.wait_for(|report| report.generation == Some(generation)).await.unwrap();
+    }
+
+    async fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        let mut stream =
+            UnixStream::connect(self.directory.path().join("weir.sock")).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        self.ask("GET", path).await
+    }
+
+    async fn json(&self, path: &str) -> serde_json::Value {
+        let (status, body) = self.get(path).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn an_agent_without_a_snapshot_is_not_ready_and_says_why() {
+    let agent = Agent::start().await;
+    let (status, body) = agent.get("/readyz").await;
+    assert_eq!(status, 503);
+    let expected = "source file: /etc/weir/mesh.toml is not read yet\n\
+                    reconciler: there is no snapshot yet\n";
+    assert_eq!(body, expected);
+    assert_eq!(agent.get("/healthz").await, (200, "ok\n".into()));
+}
+
+#[tokio::test]
+async fn an_agent_with_its_snapshot_in_the_kernel_is_ready() {
+    let agent = Agent::start().await;
+    agent.take(mesh(3, &[("web", 8080)])).await;
+    assert_eq!(agent.get("/readyz").await, (200, "ready\n".into()));
+    let status = agent.json("/api/v1/status").await;
+    assert_eq!((&status["generation"], &status["wanted"]), (&3.into(), &3.into()));
+    // Nothing leads to the local task here.
+    assert_eq!(status["condition"], "degraded");
+}
+
+#[tokio::test]
+async fn a_source_in_trouble_degrades_the_agent_and_leaves_it_ready() {
+    let agent = Agent::start().await;
+    agent.take(mesh(1, &[])).await;
+    let fault = crate::document::Fault::of_file(Path::new("mesh.toml"), "is empty", "fill it");
+    let trouble = Trouble { reason: "empty", faults: [fault].into() };
+    agent.source.send_modify(|state| state.trouble = Some(trouble));
+    assert_eq!(agent.get("/readyz").await.0, 200);
+    let status = agent.json("/api/v1/status").await;
+    assert_eq!(status["condition"], "degraded");
+    assert_eq!(status["source_faults"][0], "mesh.toml: is empty; fill it");
+}
+
+#[tokio::test]
+async fn services_are_told_with_what_the_kernel_counted() {
+    let agent = Agent::start().await;
+    agent.take(mesh(1, &[("web", 8080)])).await;
+    let services = agent.json("/api/v1/services?name=web").await;
+    let web = &services["services"][0];
+    assert_eq!((&web["name"], &web["ports"][0]["state"]), (&"web".into(), &"served".into()));
+    assert_eq!(web["ports"][0]["published"], 8080);
+    let remote = &web["tasks"][1];
+    assert_eq!((&remote["kernel"], &remote["via"]), (&"active".into(), &"tunnel".into()));
+    assert_eq!(remote["counters"]["connections"], 7);
+}
+
+#[tokio::test]
+async fn nodes_and_the_state_of_the_kernel_are_told() {
+    let agent = Agent::start().await;
+    agent.take(mesh(1, &[("web", 8080)])).await;
+    let nodes = agent.json("/api/v1/nodes").await;
+    assert_eq!(
+        (&nodes["nodes"][0]["here"], &nodes["nodes"][1]["tasks"]),
+        (&true.into(), &1.into())
+    );
+    let state = agent.json("/api/v1/state").await;
+    assert!(state["dump"].as_str().unwrap().starts_with("PORT tcp/8080 -> SLOT "), "{state}");
+}
+
+#[tokio::test]
+async fn nothing_can_be_changed_and_unknown_paths_are_named() {
+    let agent = Agent::start().await;
+    assert_eq!(agent.ask("POST", "/api/v1/status").await.0, 405);
+    let (status, body) = agent.get("/api/v2").await;
+    assert_eq!(status, 404);
+    assert!(body.contains("no such path"), "{body}");
+    assert_eq!(agent.ask("HEAD", "/healthz").await, (200, String::new()));
+}
+
+#[tokio::test]
+async fn every_metric_is_exported_once_there_is_something_to_tell() {
+    let agent = Agent::start().await;
+    agent.take(mesh(1, &[("web", 8080)])).await;
+    agent.take(mesh(2, &[("web", 8080), ("api", 8081)])).await;
+    agent.source.send_modify(|state| *state.errors.entry("empty").or_default() += 1);
+    let (status, text) = agent.get("/metrics").await;
+    assert_eq!(status, 200);
+    assert!(text.ends_with("# EOF\n"));
+    for line in [
+        "weir_snapshot_generation 2",
+        "weir_programming_duration_seconds_count{stage=\"kernel\"} 1",
+        "weir_source_age_seconds{source=\"file\"} 0",
+        "weir_source_errors_total{source=\"file\",reason=\"empty\"} 1",
+        "weir_reconcile_drift_total 0",
+        "weir_service_connections_total{service=\"web\",protocol=\"tcp\",port=\"8080\"} 0",
+        "weir_service_connections_active{service=\"web\"} 0",
+        "weir_backend_up{service=\"web\",task=\"web.4\",node=\"n2\"} 1",
+        "weir_backend_draining{service=\"web\",task=\"web.4\",node=\"n2\"} 0",
+        "weir_backend_weight{service=\"web\",task=\"web.4\",node=\"n2\"} 1",
+        "weir_backend_connections_total{service=\"web\",task=\"web.4\",node=\"n2\"} 7",
+        "weir_backend_rx_bytes_total{service=\"web\",task=\"web.4\",node=\"n2\"} 0",
+    ] {
+        assert!(text.lines().any(|there| there == line), "no {line} in\n{text}");
+    }
+    for family in [
+        "build_info",
+        "dataplane_info",
+        "drops",
+        "map_entries",
+        "map_capacity",
+        "reload",
+        "flows",
+        "problems",
+        "backends_omitted",
+    ] {
+        assert!(text.contains(&format!("# TYPE weir_{family} ")), "no {family} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn counters_are_read_at_most_once_a_second() {
+    let agent = Agent::start().await;
+    agent.take(mesh(1, &[("web", 8080)])).await;
+    let before: StatsReport = agent.reconciler.stats().await.unwrap();
+    let first = agent.json("/api/v1/services").await;
+    let second = agent.json("/api/v1/services").await;
+    assert_eq!(first, second);
+    assert_eq!(before.backends.len(), 2);
+}
+
+#[tokio::test]
+async fn the_socket_of_a_dead_agent_is_replaced_and_a_plain_file_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("weir.sock");
+    drop(bind_socket(&path).unwrap());
+    assert!(path.exists());
+    let _live = bind_socket(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+
+    let file = directory.path().join("notes.txt");
+    fs::write(&file, "mine").unwrap();
+    let error = bind_socket(&file).unwrap_err().to_string();
+    assert!(error.contains("there is a file that is no socket"), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_with_the_way_out() {
+    let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = bind(address).await.unwrap_err().to_string();
+    let expected = format!(
+        "http.listen = \"{address}\": Address already in use (os error 98); \
+         choose another address or port, or \"off\""
+    );
+    assert_eq!(error, expected);
+}
