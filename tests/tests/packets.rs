@@ -54,8 +54,8 @@ fn a_local_task_gets_the_packet_and_the_client_gets_the_reply() {
                 sent("tcp 10.77.0.11:8080 > 10.77.0.101:40000 SA mss 1460 seq 8 ack 6 ttl 63"),
             ),
             (
-                "the bridge's program does the same, for tasks without a program of their own",
-                "bridge_in",
+                "the rest of the connection follows it back",
+                "task_out",
                 "tcp 172.18.0.3:80 > 10.77.0.101:40000 A seq 9 ack 7",
                 sent("tcp 10.77.0.11:8080 > 10.77.0.101:40000 A seq 9 ack 7 ttl 63"),
             ),
@@ -391,7 +391,7 @@ fn what_is_not_for_the_mesh_passes_untouched() {
             ("ICMPv6", "nic_in", "echo [fd77::101]:1 > [fd77::11]:2 data 8", Passed),
             (
                 "a container's packets to anywhere else",
-                "bridge_in",
+                "task_out",
                 "tcp 172.18.0.3:40000 > 1.2.3.4:443 S",
                 Passed,
             ),
@@ -414,7 +414,7 @@ fn a_container_that_asks_its_own_node_is_seen_as_the_node() {
         &[
             (
                 "a task reaches itself through the mesh, without meeting its own address as a client's",
-                "bridge_in",
+                "task_out",
                 "tcp 172.18.0.3:40000 > 10.77.0.11:8080 S mss 1460",
                 sent("tcp 10.77.0.11:40000 > 172.18.0.3:80 S mss 1460 ttl 63"),
             ),
@@ -426,13 +426,13 @@ fn a_container_that_asks_its_own_node_is_seen_as_the_node() {
             ),
             (
                 "UDP",
-                "bridge_in",
+                "task_out",
                 "udp 172.18.0.9:40000 > 10.77.0.11:5353 data 2",
                 sent("udp 10.77.0.11:40000 > 172.18.0.3:53 data 2 ttl 63"),
             ),
             (
                 "IPv6",
-                "bridge_in",
+                "task_out",
                 "tcp [fd18::9]:40000 > [fd77::11]:8080 S",
                 sent("tcp [fd77::11]:40000 > [fd18::3]:80 S ttl 63"),
             ),
@@ -443,7 +443,7 @@ fn a_container_that_asks_its_own_node_is_seen_as_the_node() {
         &world,
         &[(
             "a container's own address means nothing on another node",
-            "bridge_in",
+            "task_out",
             "tcp 172.18.0.9:41000 > 10.77.0.11:8080 S mss 1460",
             sent("tcp 10.77.0.11:41000 > 10.77.0.11:8080 S mss 1410 ttl 63"),
         )],

@@ -230,6 +230,7 @@ impl Dataplane {
         let tunnel = self.ensure_tunnel(&host)?;
         self.write_config(&host, &tunnel, self.store.maps.config.get(0).csum_ipv6_flag)?;
         self.sync_addresses(&host)?;
+        self.sync_bridges(&host)?;
         let mut wanted = BTreeSet::from([("tun_in", tunnel.index), ("tun_out", tunnel.index)]);
         self.try_attach("tun_in", &tunnel, Side::Ingress);
         self.try_attach("tun_out", &tunnel, Side::Egress);
@@ -266,27 +267,50 @@ impl Dataplane {
         wanted: &mut BTreeSet<(&'static str, u32)>,
     ) -> BTreeMap<IpAddr, Via> {
         let mut reach = BTreeMap::new();
+        let mut links: BTreeMap<u32, &Link> = BTreeMap::new();
         // Containers reach published ports over any bridge, whether or not a task is on it.
-        for link in host.links.values().filter(|link| link.bridge) {
-            wanted.insert(("bridge_in", link.index));
-            self.try_attach("bridge_in", link, Side::Ingress);
+        for link in host.links.values() {
+            if link.bridge || is_bridge_port(host, link) {
+                links.insert(link.index, link);
+            }
         }
         for task in tasks {
             let Some(toward) = host.toward(*task) else { continue };
-            if !toward.bridge {
-                wanted.insert(("bridge_in", toward.index));
-                self.try_attach("bridge_in", toward, Side::Ingress);
-            }
-            let peer = peer(host, toward, *task);
-            if let Some((port, mac)) = peer {
-                wanted.insert(("task_out", port.index));
-                self.try_attach("task_out", port, Side::Ingress);
-                reach.insert(*task, Via::Peer { ifindex: port.index, mac });
-            } else {
-                reach.insert(*task, Via::Neighbour { ifindex: toward.index });
-            }
+            links.insert(toward.index, toward);
+            let via = match peer(host, toward, *task) {
+                Some((port, mac)) => Via::Peer { ifindex: port.index, mac },
+                None => Via::Neighbour { ifindex: toward.index },
+            };
+            reach.insert(*task, via);
+        }
+        for link in links.values() {
+            wanted.insert(("task_out", link.index));
+            self.try_attach("task_out", link, Side::Ingress);
         }
         reach
+    }
+
+    /// Tells the programs which bridge each port belongs to.
+    fn sync_bridges(&self, host: &Host) -> Result<(), Error> {
+        let what = || "note which bridge a port belongs to".to_owned();
+        let bridges = &self.store.maps.bridges;
+        let wanted: BTreeMap<u32, u32> = host
+            .links
+            .values()
+            .filter(|link| is_bridge_port(host, link))
+            .map(|link| (link.index, link.controller))
+            .collect();
+        for port in bridges.keys().tried(what)? {
+            if !wanted.contains_key(&port) {
+                bridges.remove(&port).tried(what)?;
+            }
+        }
+        for (port, bridge) in wanted {
+            if bridges.get(&port).tried(what)? != Some(bridge) {
+                bridges.set(&port, &bridge).tried(what)?;
+            }
+        }
+        Ok(())
     }
 
     fn sync_addresses(&self, host: &Host) -> Result<(), Error> {
@@ -390,6 +414,10 @@ fn peer<'a>(host: &'a Host, bridge: &Link, task: IpAddr) -> Option<(&'a Link, [u
     let mac = *host.neighbours.get(&(bridge.index, task))?;
     let port = host.links.get(host.ports.get(&mac)?)?;
     (bridge.bridge && port.veth && port.peer_elsewhere).then_some((port, mac))
+}
+
+fn is_bridge_port(host: &Host, link: &Link) -> bool {
+    link.veth && host.links.get(&link.controller).is_some_and(|controller| controller.bridge)
 }
 
 fn is_link_local(addr: IpAddr) -> bool {

@@ -40,8 +40,7 @@ pub(crate) const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
 ];
 
 /// Names under which clsact filters are found, to be replaced and removed.
-pub(crate) const INTERFACE_PROGRAMS: [&str; 5] =
-    ["nic_in", "tun_in", "tun_out", "task_out", "bridge_in"];
+pub(crate) const INTERFACE_PROGRAMS: [&str; 4] = ["nic_in", "tun_in", "tun_out", "task_out"];
 
 /// Priority and handle of our clsact filters: ahead of others, and recognisable.
 const PRIORITY: u16 = 1;

@@ -35,6 +35,8 @@ pub(crate) struct Link {
     pub(crate) veth: bool,
     /// UDP port, when it is a tunnel device like ours.
     pub(crate) vxlan_port: Option<u16>,
+    /// Interface index of the bridge that it is a port of; 0: of none.
+    pub(crate) controller: u32,
     /// Whether the other end is in another network namespace.
     pub(crate) peer_elsewhere: bool,
 }
@@ -330,6 +332,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac.clone_from(mac),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.controller = *index,
             LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

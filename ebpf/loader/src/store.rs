@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use weir_abi::{PortCell, TagKey};
+use weir_abi::{PortCell, TagKey, backend_state};
 use weir_mesh::{
     Installed, MapOp,
     ident::Tag,
@@ -126,10 +126,14 @@ impl Store {
                 maps.nodes.set(index.0.into(), weir_abi::Node::default());
             }
             MapOp::SetBackend(index, record) => self.set_backend(*index, record)?,
+            // A packet in flight may still read what is freed: only the mark of use goes.
             MapOp::RemoveBackend(index) => {
-                let generation = maps.backends.get(index.0).generation;
-                let empty = weir_abi::Backend { generation, ..weir_abi::Backend::default() };
-                self.write_backend(*index, empty);
+                let gone = weir_abi::Backend {
+                    state: backend_state::GONE,
+                    ident: 0,
+                    ..maps.backends.get(index.0)
+                };
+                self.write_backend(*index, gone);
             }
             MapOp::WriteRegion { offset, cells } => {
                 for (cell, backend) in (*offset..).zip(cells) {
@@ -140,7 +144,10 @@ impl Store {
             MapOp::SetRecord(slot, record) => {
                 maps.records.set(slot.0, records::service_to_abi(record, self.clock));
             }
-            MapOp::RemoveRecord(slot) => maps.records.set(slot.0, weir_abi::Service::default()),
+            MapOp::RemoveRecord(slot) => {
+                let ident = std::mem::offset_of!(weir_abi::Service, ident);
+                maps.records.publish(slot.0, ident, 0);
+            }
             MapOp::Publish(frontend, slot) => self.publish(*frontend, *slot)?,
             MapOp::Withdraw(frontend) => {
                 maps.ports.publish(cell_of(*frontend), 0, 0);

@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// Cells looked at when the first choice is not to be had: a task may start to drain between the
-/// write of its state and the flip of the record.
-const TRIES: u32 = 8;
+/// write of its state and the flip of the record. Also tries to find a free source port.
+const TRIES: u32 = 4;
 
 /// Source ports below this are not given to translated flows.
 const FIRST_ALIAS: u32 = 1024;

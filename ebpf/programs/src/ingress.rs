@@ -2,42 +2,27 @@
 //! of this node, from a socket of this host.
 
 use crate::{
+    fate::{Fate, To, Way},
     flow::{
         self, Choice, Direction, Frontend, Origin, account, account_new, continues,
         flags_from_client, pick, remember, reverse_for, stale,
     },
     host,
-    packet::{NotRead, Packet},
-    reject,
+    packet::Packet,
     reject::Answer,
-    send,
-    skb::{Fate, Skb, now},
+    skb::{Skb, now},
 };
 use aya_ebpf::bindings::BPF_ANY;
 use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, flow_flag, via};
 
-/// Takes a packet that may be for a published port of this node.
+/// Decides about a packet on an uplink, which may be for a published port of this node.
 #[inline(always)]
-pub fn from_wire<F: Answer>(skb: Skb) -> Fate {
-    let packet = match F::read(skb) {
-        Ok(packet) => packet,
-        Err(why) => return not_read::<F>(why),
-    };
+pub fn from_wire<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
     let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
-        return Fate::Pass;
+        return Fate::pass(packet);
     };
-    let Some(config) = flow::config() else { return Fate::Pass };
     let origin = Origin { from: 0, ifindex: skb.ifindex(), translate: false, hopped: false };
-    enter::<F>(skb, &packet, frontend, origin, config)
-}
-
-/// What cannot be read is the stack's business: it is counted nowhere, since on an uplink it may be
-/// anybody's.
-#[inline(always)]
-pub fn not_read<F: Answer>(why: NotRead) -> Fate {
-    match why {
-        NotRead::Other | NotRead::Fragment | NotRead::Malformed => Fate::Pass,
-    }
+    enter::<F>(skb, packet, frontend, origin, config)
 }
 
 /// Takes a packet for a published port: goes on with its flow, or begins one.
@@ -48,7 +33,7 @@ pub fn enter<F: Answer>(
     frontend: Frontend,
     origin: Origin,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map; racing writers write the same or lose.
         let flow = unsafe { &mut *flow };
@@ -93,16 +78,16 @@ fn begin<F: Answer>(
     frontend: Frontend,
     origin: Origin,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let own_socket = origin.ifindex == 0;
     if !own_socket && !F::is_local(packet.key.dst) {
-        return Fate::Pass;
+        return Fate::pass(packet);
     }
     let opens = packet.is_syn() || packet.is_udp();
     if !packet.is_syn() && !own_socket && host::owns::<F>(skb, packet) {
         // A published port that lies in the ephemeral range: this is an answer to a connection
         // that the host itself opened from it.
-        return Fate::Pass;
+        return Fate::pass(packet);
     }
     let region = F::pick(frontend.service);
     // A segment in mid-flow whose entry was lost: Maglev gives it the task it had; any other way
@@ -115,7 +100,7 @@ fn begin<F: Answer>(
     };
     let Some(choice) = choice else {
         let reason = if opens { DropReason::NoBackend } else { DropReason::BackendGone };
-        return reject::answer::<F>(skb, packet, reason, origin, config);
+        return Fate::answer(packet, reason, origin);
     };
     start::<F>(skb, packet, frontend, choice, origin, config)
 }
@@ -129,13 +114,13 @@ pub fn start<F: Answer>(
     choice: Choice,
     origin: Origin,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let flow = match remember::<F>(packet, frontend, choice, origin, config) {
         Ok(flow) => flow,
-        Err(reason) => return Fate::Drop(reason),
+        Err(reason) => return Fate::drop(packet, reason),
     };
     if F::forward().insert(packet.key, flow, u64::from(BPF_ANY)).is_err() {
-        return Fate::Drop(DropReason::FlowTable);
+        return Fate::drop(packet, DropReason::FlowTable);
     }
     if origin.from == 0 {
         account_new(frontend.cell.counters, choice.index);
@@ -144,7 +129,7 @@ pub fn start<F: Answer>(
     deliver::<F>(skb, packet, frontend, choice, &flow, config)
 }
 
-/// Sends a packet of a flow on to its task.
+/// What a packet of a flow becomes, and the way to its task.
 #[inline(always)]
 pub fn deliver<F: Answer>(
     skb: Skb,
@@ -153,7 +138,7 @@ pub fn deliver<F: Answer>(
     choice: Choice,
     flow: &Forward,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let backend: &Backend = choice.backend;
     let remote = backend.via == via::TUNNEL;
     let translated = flow.flags & flow_flag::SOURCE_NAT != 0;
@@ -164,16 +149,14 @@ pub fn deliver<F: Answer>(
         dport: if remote { packet.key.dport } else { frontend.service.target },
         ..packet.key
     };
-    if let Err(reason) = send::rewrite::<F>(skb, packet, &new, config) {
-        return Fate::Drop(reason);
-    }
-    if remote {
+    let own_socket = flow.ifindex == 0 && flow.from == 0;
+    let way = if remote {
         let hop = if flow.from != 0 { Tag::HOPPED } else { 0 };
-        return send::to_node::<F>(skb, packet, backend.node, backend.tag | hop, config);
-    }
-    if skb.ingress_ifindex() == 0 && flow.ifindex == 0 && flow.from == 0 {
-        // From this host's own socket, on the tunnel device's egress hook.
-        return send::around(skb, config);
-    }
-    send::to_local_task(skb, backend)
+        Way::node(backend.node, backend.tag | hop)
+    } else if own_socket && skb.ingress_ifindex() == 0 {
+        Way::plain(To::Around)
+    } else {
+        Way::task(choice.index)
+    };
+    Fate::send(new, way)
 }

@@ -12,6 +12,8 @@ pub mod packet;
 #[cfg(target_arch = "bpf")]
 pub mod family;
 #[cfg(target_arch = "bpf")]
+pub mod fate;
+#[cfg(target_arch = "bpf")]
 pub mod flow;
 #[cfg(target_arch = "bpf")]
 pub mod host;

@@ -13,107 +13,53 @@ mod entry {
         macros::{cgroup_sock_addr, classifier},
         programs::{SockAddrContext, TcContext},
     };
+    use weir_abi::DropReason;
     use weir_programs::{
         family::{V4, V6},
-        ingress,
+        fate, ingress,
         packet::{ETH_IPV4, ETH_IPV6},
         probe, reply,
-        skb::{Fate, Skb},
+        skb::Skb,
         socket::{self, Act, Shape},
         tunnel,
     };
 
+    /// Runs a decision for the family that the ethertype names.
     macro_rules! by_family {
-        ($ctx:ident, $v4:ident, $v6:ident) => {{
+        ($ctx:ident, $unreadable:expr, $decide:ident in $module:ident) => {{
             // SAFETY: reading the context is what the verifier allows.
             let kind = unsafe { (*$ctx.skb.skb).protocol } as u16;
-            let fate = match kind.to_ne_bytes() {
-                ETH_IPV4 => $v4(Skb::new(&$ctx)),
-                ETH_IPV6 => $v6(Skb::new(&$ctx)),
-                _ => Fate::Pass,
-            };
-            fate.conclude()
+            let skb = Skb::new(&$ctx);
+            match kind.to_ne_bytes() {
+                ETH_IPV4 => fate::run::<V4>(skb, $unreadable, $module::$decide::<V4>),
+                ETH_IPV6 => fate::run::<V6>(skb, $unreadable, $module::$decide::<V6>),
+                _ => fate::NEXT,
+            }
         }};
     }
 
     /// From clients, on an uplink.
     #[classifier]
     pub fn nic_in(ctx: TcContext) -> i32 {
-        by_family!(ctx, nic_in4, nic_in6)
+        by_family!(ctx, None, from_wire in ingress)
     }
 
     /// From other nodes, on the tunnel device.
     #[classifier]
     pub fn tun_in(ctx: TcContext) -> i32 {
-        by_family!(ctx, tun_in4, tun_in6)
+        by_family!(ctx, Some(DropReason::Malformed), arrives in tunnel)
     }
 
     /// From this host's own sockets, on the tunnel device.
     #[classifier]
     pub fn tun_out(ctx: TcContext) -> i32 {
-        by_family!(ctx, tun_out4, tun_out6)
+        by_family!(ctx, None, departs in tunnel)
     }
 
-    /// From a task, on the host side of its veth.
+    /// From tasks and containers, on their bridge and its ports.
     #[classifier]
     pub fn task_out(ctx: TcContext) -> i32 {
-        by_family!(ctx, task_out4, task_out6)
-    }
-
-    /// From tasks and containers, on their bridge.
-    #[classifier]
-    pub fn bridge_in(ctx: TcContext) -> i32 {
-        by_family!(ctx, bridge_in4, bridge_in6)
-    }
-
-    #[inline(always)]
-    fn nic_in4(skb: Skb) -> Fate {
-        ingress::from_wire::<V4>(skb)
-    }
-
-    #[inline(always)]
-    fn nic_in6(skb: Skb) -> Fate {
-        ingress::from_wire::<V6>(skb)
-    }
-
-    #[inline(always)]
-    fn tun_in4(skb: Skb) -> Fate {
-        tunnel::arrives::<V4>(skb)
-    }
-
-    #[inline(always)]
-    fn tun_in6(skb: Skb) -> Fate {
-        tunnel::arrives::<V6>(skb)
-    }
-
-    #[inline(always)]
-    fn tun_out4(skb: Skb) -> Fate {
-        tunnel::departs::<V4>(skb)
-    }
-
-    #[inline(always)]
-    fn tun_out6(skb: Skb) -> Fate {
-        tunnel::departs::<V6>(skb)
-    }
-
-    #[inline(always)]
-    fn task_out4(skb: Skb) -> Fate {
-        reply::from_task::<V4>(skb)
-    }
-
-    #[inline(always)]
-    fn task_out6(skb: Skb) -> Fate {
-        reply::from_task::<V6>(skb)
-    }
-
-    #[inline(always)]
-    fn bridge_in4(skb: Skb) -> Fate {
-        reply::from_bridge::<V4>(skb)
-    }
-
-    #[inline(always)]
-    fn bridge_in6(skb: Skb) -> Fate {
-        reply::from_bridge::<V6>(skb)
+        by_family!(ctx, None, from_container in reply)
     }
 
     /// Answers what the loader asks of the kernel by `BPF_PROG_TEST_RUN`; never attached.

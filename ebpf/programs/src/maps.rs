@@ -46,6 +46,10 @@ pub static TAGS: HashMap<TagKey, u32> = HashMap::pinned(size::BACKENDS, BPF_F_NO
 #[map]
 pub static LOCAL: HashMap<Ip6, u32> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
 
+/// Bridges by the interface index of their ports.
+#[map]
+pub static BRIDGES: HashMap<u32, u32> = HashMap::pinned(1 << 14, BPF_F_NO_PREALLOC);
+
 /// Flows from clients, IPv4.
 #[map]
 pub static FORWARD4: LruHashMap<FlowKey<Ip4>, Forward> = LruHashMap::pinned(size::FLOWS, 0);

@@ -3,15 +3,13 @@
 //! The stack could give it too, but its answer would depend on what else listens there (dockerd
 //! holds a socket on every published port) and on netfilter rules.
 
-use weir_abi::{Config, DropReason, Ip4, Ip6};
+use weir_abi::{Ip4, Ip6};
 
 use crate::{
     checksum,
     family::{Family, V4, V6},
-    flow::Origin,
-    packet::{ETH_LEN, Ethernet, Frame, Ipv4, Ipv6, Packet, Tcp, Udp, tcp_flag},
-    send,
-    skb::{Fate, Skb, count},
+    packet::{ETH_LEN, Frame, Ipv4, Ipv6, Packet, Tcp, Udp, tcp_flag},
+    skb::Skb,
 };
 
 /// Time to live of what is made here.
@@ -36,48 +34,13 @@ pub trait Answer: Family {
     fn quote(skb: Skb, packet: &Packet<Self::Addr>, check: [u8; 2]) -> Option<()>;
 }
 
-/// Answers, and counts why.
+/// Turns a packet into the answer that tells its sender; `None` when there is none to be given.
 #[inline(always)]
-pub fn answer<F: Answer>(
-    skb: Skb,
-    packet: &Packet<F::Addr>,
-    reason: DropReason,
-    origin: Origin,
-    config: &Config,
-) -> Fate {
+pub fn turn_into_answer<F: Answer>(skb: Skb, packet: &Packet<F::Addr>) -> Option<()> {
     if packet.flags & tcp_flag::RST != 0 {
-        return Fate::Drop(reason);
+        return None;
     }
-    let made =
-        if packet.is_udp() { unreachable::<F>(skb, packet) } else { reset::<F>(skb, packet) };
-    if made.is_none() {
-        return Fate::Drop(reason);
-    }
-    count(reason);
-    if origin.from != 0 {
-        // No SYN in it: nothing is clamped.
-        let plain = Packet { flags: 0, key: packet.key, ..*packet };
-        return send::back_to_node::<F>(skb, &plain, origin.from, config);
-    }
-    if origin.ifindex == 0 {
-        return send::around(skb, config);
-    }
-    match swap_macs(skb) {
-        Some(()) => skb.out_of(skb.ifindex()),
-        None => Fate::Drop(reason),
-    }
-}
-
-#[inline(always)]
-fn swap_macs(skb: Skb) -> Option<()> {
-    let eth = skb.at::<Ethernet>(0)?;
-    // SAFETY: `at` checked the bounds; so for every header below.
-    unsafe {
-        let dst = (*eth).dst;
-        (*eth).dst = (*eth).src;
-        (*eth).src = dst;
-    }
-    Some(())
+    if packet.is_udp() { unreachable::<F>(skb, packet) } else { reset::<F>(skb, packet) }
 }
 
 /// Sum of the pseudo header.

@@ -2,55 +2,55 @@
 //! published ports.
 
 use crate::{
+    fate::{Fate, Way},
     flow::{self, Direction, Origin, account, flags_from_task, stale},
     ingress,
+    maps::BRIDGES,
     packet::Packet,
     reject::Answer,
-    send,
-    skb::{Fate, Skb, now},
+    skb::{Skb, now},
 };
 use weir_abi::{Config, FlowKey, Reverse};
 
-/// Takes a packet on the host side of a task's veth: only replies are of interest here; what a
-/// container sends to a published port is taken at its bridge.
+/// Decides about a packet on a bridge, or on the host side of a veth that is a port of one. At the
+/// port already, since netfilter may have its way with a bridged packet before it reaches the bridge
+/// itself (`net.bridge.bridge-nf-call-iptables`, which Docker sets).
 #[inline(always)]
-pub fn from_task<F: Answer>(skb: Skb) -> Fate {
-    let Ok(packet) = F::read(skb) else { return Fate::Pass };
-    let Some(back) = F::reverse().get_ptr_mut(packet.key) else { return Fate::Pass };
-    let Some(config) = flow::config() else { return Fate::Pass };
-    // SAFETY: a value of a map; racing writers write the same or lose.
-    send_back::<F>(skb, &packet, unsafe { &mut *back }, config)
-}
-
-/// Takes a packet on a bridge.
-#[inline(always)]
-pub fn from_bridge<F: Answer>(skb: Skb) -> Fate {
-    let Ok(packet) = F::read(skb) else { return Fate::Pass };
-    let Some(config) = flow::config() else { return Fate::Pass };
+pub fn from_container<F: Answer>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    config: &Config,
+) -> Fate<F::Addr> {
     if let Some(back) = F::reverse().get_ptr_mut(packet.key) {
-        // SAFETY: as above.
-        return send_back::<F>(skb, &packet, unsafe { &mut *back }, config);
+        // SAFETY: a value of a map; racing writers write the same or lose.
+        return send_back::<F>(skb, packet, unsafe { &mut *back }, config);
     }
     let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
-        return Fate::Pass;
+        return Fate::pass(packet);
     };
     if !F::is_local(packet.key.dst) {
-        return Fate::Pass;
+        return Fate::pass(packet);
     }
+    // The way back is over the bridge, whose neighbours are known, not over its port.
+    let ifindex = match BRIDGES.get_ptr(skb.ifindex()) {
+        // SAFETY: a value of a map.
+        Some(bridge) => unsafe { *bridge },
+        None => skb.ifindex(),
+    };
     // The container's address means something on this node's bridge only, and its own neighbours
     // would answer it directly: the task sees this node instead.
-    let origin = Origin { from: 0, ifindex: skb.ifindex(), translate: true, hopped: false };
-    ingress::enter::<F>(skb, &packet, frontend, origin, config)
+    let origin = Origin { from: 0, ifindex, translate: true, hopped: false };
+    ingress::enter::<F>(skb, packet, frontend, origin, config)
 }
 
-/// Turns a reply into what the client expects, and sends it there.
+/// What a reply becomes for the client, and the way to it.
 #[inline(always)]
 pub fn send_back<F: Answer>(
     skb: Skb,
     packet: &Packet<F::Addr>,
     back: &mut Reverse<F::Addr>,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let flags = flags_from_task(back.flags, packet);
     let now = now();
     if flags != back.flags || stale(back.last, now, config) {
@@ -68,17 +68,12 @@ pub fn send_back<F: Answer>(
         dport: back.dport,
         ..packet.key
     };
-    let (node, ifindex, backend) = (back.node, back.ifindex, back.backend);
-    if let Err(reason) = send::rewrite::<F>(skb, packet, &new, config) {
-        return Fate::Drop(reason);
+    if back.node == 0
+        && let Some(frontend) = flow::frontend(packet.is_udp(), new.sport)
+    {
+        account(skb, Direction::ToClient, frontend.cell.counters, back.backend);
     }
-    if node != 0 {
-        return send::back_to_node::<F>(skb, packet, node, config);
-    }
-    if let Some(frontend) = flow::frontend(packet.is_udp(), new.sport) {
-        account(skb, Direction::ToClient, frontend.cell.counters, backend);
-    }
-    send::to_client(skb, ifindex, config)
+    Fate::send(new, Way::client(back.node, back.ifindex))
 }
 
 /// Lets the forward entry of a flow know what its task has said: that it answers, or has finished.

@@ -4,14 +4,15 @@ use aya_ebpf::{
     bindings::{BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX},
     helpers::generated,
 };
-use weir_abi::{Backend, Config, DropReason, FlowKey, Node, SENDER_MAC, TUNNEL_MAC, Tag, via};
+use weir_abi::{Config, DropReason, FlowKey, Node, SENDER_MAC, TUNNEL_MAC, via};
 
 use crate::{
     checksum,
     family::Family,
-    maps::NODES,
-    packet::{ETH_LEN, Ethernet, Frame, Packet, Ports, Tcp, tcp_flag},
-    skb::{Fate, Skb},
+    fate::{NEXT, To, Way},
+    maps::{BACKENDS, NODES},
+    packet::{Ethernet, Frame, Packet, Ports, Tcp, tcp_flag},
+    skb::Skb,
 };
 
 /// Offsets of the checksum in the transport headers.
@@ -59,86 +60,83 @@ pub fn rewrite<F: Family>(
     Ok(())
 }
 
-/// Sends a packet, rewritten already, to a task of this node.
+/// Carries out a [`Way`] for a packet that is rewritten already.
 #[inline(always)]
-pub fn to_local_task(skb: Skb, backend: &Backend) -> Fate {
-    match backend.via {
-        via::PEER => match set_macs(skb, backend.mac) {
-            Ok(()) => skb.to_peer(backend.ifindex),
-            Err(reason) => Fate::Drop(reason),
-        },
-        via::NEIGHBOUR => skb.to_neighbour(backend.ifindex),
-        _ => Fate::Drop(DropReason::Unreachable),
-    }
-}
-
-/// From the tunnel device's egress hook to its ingress hook, where a redirect into a namespace is
-/// allowed.
-#[inline(always)]
-pub fn around(skb: Skb, config: &Config) -> Fate {
-    match set_macs(skb, TUNNEL_MAC) {
-        Ok(()) => skb.into(config.tunnel_ifindex),
-        Err(reason) => Fate::Drop(reason),
-    }
-}
-
-/// Sends a packet through the tunnel.
-#[inline(always)]
-pub fn to_node<F: Family>(
+pub fn go<F: Family>(
     skb: Skb,
     packet: &Packet<F::Addr>,
-    node: u16,
-    tag: u32,
+    way: Way,
     config: &Config,
-) -> Fate {
-    let Some(node) = NODES.get(u32::from(node)) else {
-        return Fate::Drop(DropReason::UnknownNode);
-    };
+) -> Result<i32, DropReason> {
+    match way.to {
+        To::Task => to_task(skb, way.index),
+        To::Node => to_node::<F>(skb, packet, way, config),
+        To::Interface => Ok(skb.to_neighbour(way.index)),
+        To::Around => {
+            set_macs(skb, TUNNEL_MAC)?;
+            Ok(skb.into(config.tunnel_ifindex))
+        }
+        To::Reflect => {
+            swap_macs(skb)?;
+            Ok(skb.out_of(skb.ifindex()))
+        }
+        To::Stack => Ok(NEXT),
+    }
+}
+
+#[inline(always)]
+fn to_task(skb: Skb, index: u32) -> Result<i32, DropReason> {
+    let backend = BACKENDS.get(index).ok_or(DropReason::BackendGone)?;
+    match backend.via {
+        via::PEER => {
+            set_macs(skb, backend.mac)?;
+            Ok(skb.to_peer(backend.ifindex))
+        }
+        via::NEIGHBOUR => Ok(skb.to_neighbour(backend.ifindex)),
+        _ => Err(DropReason::Unreachable),
+    }
+}
+
+#[inline(always)]
+fn to_node<F: Family>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    way: Way,
+    config: &Config,
+) -> Result<i32, DropReason> {
+    let node = NODES.get(way.index).ok_or(DropReason::UnknownNode)?;
     if node.ident == 0 {
-        return Fate::Drop(DropReason::UnknownNode);
+        return Err(DropReason::UnknownNode);
     }
-    if let Err(reason) = set_macs(skb, TUNNEL_MAC) {
-        return Fate::Drop(reason);
-    }
+    set_macs(skb, TUNNEL_MAC)?;
     if packet.flags & tcp_flag::SYN != 0 && !clamp_segment_size(skb, packet.l4, F::mss(config)) {
-        return Fate::Drop(DropReason::Rewrite);
+        return Err(DropReason::Rewrite);
     }
-    if !set_tunnel_key(skb, node, tag) {
-        return Fate::Drop(DropReason::Rewrite);
+    if !set_tunnel_key(skb, node, way.tag) {
+        return Err(DropReason::Rewrite);
     }
     if skb.ingress_ifindex() == 0 {
         // From a socket of this host, on the tunnel device's own egress hook: it goes on there.
-        return Fate::Pass;
+        return Ok(NEXT);
     }
-    skb.out_of(config.tunnel_ifindex)
+    Ok(skb.out_of(config.tunnel_ifindex))
 }
 
-/// Sends a reply through the tunnel to the node that the client entered by.
 #[inline(always)]
-pub fn back_to_node<F: Family>(
-    skb: Skb,
-    packet: &Packet<F::Addr>,
-    node: u16,
-    config: &Config,
-) -> Fate {
-    to_node::<F>(skb, packet, node, Tag::RETURN, config)
-}
-
-/// Sends a reply to a client that entered here: by an interface, or to this host's own socket.
-#[inline(always)]
-pub fn to_client(skb: Skb, ifindex: u32, config: &Config) -> Fate {
-    if ifindex != 0 {
-        return skb.to_neighbour(ifindex);
+fn swap_macs(skb: Skb) -> Result<(), DropReason> {
+    let eth = skb.at::<Ethernet>(0).ok_or(DropReason::Rewrite)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe {
+        let dst = (*eth).dst;
+        (*eth).dst = (*eth).src;
+        (*eth).src = dst;
     }
-    // The stack expects what it sent through the tunnel device to come back from there: under
-    // strict reverse-path filtering nothing else is accepted.
-    around(skb, config)
+    Ok(())
 }
 
 #[inline(always)]
 fn set_macs(skb: Skb, dst: [u8; 6]) -> Result<(), DropReason> {
     let eth = skb.at::<Ethernet>(0).ok_or(DropReason::Rewrite)?;
-    debug_assert!(size_of::<Ethernet>() == ETH_LEN);
     // SAFETY: `at` checked the bounds.
     unsafe {
         (*eth).dst = dst;

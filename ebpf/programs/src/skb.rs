@@ -14,36 +14,6 @@ use crate::{
     packet::{ETH_LEN, Frame},
 };
 
-/// A packet's fate, decided once and carried out at the end of each program.
-pub enum Fate {
-    /// Not ours: the stack and other programs go on with it.
-    Pass,
-    /// Handed to the kernel by a redirect helper, whose answer is the verdict.
-    Sent(i64),
-    /// Not forwarded, and counted.
-    Drop(DropReason),
-}
-
-/// `TCX_NEXT`, and `TC_ACT_UNSPEC` to clsact: go on with the next program, then the stack.
-const NEXT: i32 = -1;
-/// `TC_ACT_SHOT`.
-const SHOT: i32 = 2;
-
-impl Fate {
-    /// The program's return value.
-    #[inline(always)]
-    pub fn conclude(self) -> i32 {
-        match self {
-            Self::Pass => NEXT,
-            Self::Sent(verdict) => verdict as i32,
-            Self::Drop(reason) => {
-                count(reason);
-                SHOT
-            }
-        }
-    }
-}
-
 /// Counts a reason without dropping.
 #[inline(always)]
 pub fn count(reason: DropReason) {
@@ -99,18 +69,19 @@ impl Skb {
         }
     }
 
-    /// The interface whose hook runs.
+    /// The interface whose hook runs. A volatile read, here and below: the verifier allows the
+    /// context's fields to be read where they are, but not by a pointer that was computed first.
     #[inline(always)]
     pub fn ifindex(self) -> u32 {
         // SAFETY: as in `at`.
-        unsafe { (*self.0).ifindex }
+        unsafe { (&raw const (*self.0).ifindex).read_volatile() }
     }
 
     /// The interface it arrived on; 0: made by this host.
     #[inline(always)]
     pub fn ingress_ifindex(self) -> u32 {
         // SAFETY: as in `at`.
-        unsafe { (*self.0).ingress_ifindex }
+        unsafe { (&raw const (*self.0).ingress_ifindex).read_volatile() }
     }
 
     #[inline(always)]
@@ -158,30 +129,30 @@ impl Skb {
 
     /// Out of `ifindex`, to whatever the routing table and the neighbour table say.
     #[inline(always)]
-    pub fn to_neighbour(self, ifindex: u32) -> Fate {
+    pub fn to_neighbour(self, ifindex: u32) -> i32 {
         // SAFETY: no pointer is passed.
-        Fate::Sent(unsafe { generated::bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) })
+        unsafe { generated::bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
     }
 
     /// Into the namespace behind the veth `ifindex`. Only from an ingress hook.
     #[inline(always)]
-    pub fn to_peer(self, ifindex: u32) -> Fate {
+    pub fn to_peer(self, ifindex: u32) -> i32 {
         // SAFETY: no pointer is passed.
-        Fate::Sent(unsafe { generated::bpf_redirect_peer(ifindex, 0) })
+        unsafe { generated::bpf_redirect_peer(ifindex, 0) as i32 }
     }
 
     /// Out of `ifindex` as it is.
     #[inline(always)]
-    pub fn out_of(self, ifindex: u32) -> Fate {
+    pub fn out_of(self, ifindex: u32) -> i32 {
         // SAFETY: no pointer is passed.
-        Fate::Sent(unsafe { generated::bpf_redirect(ifindex, 0) })
+        unsafe { generated::bpf_redirect(ifindex, 0) as i32 }
     }
 
     /// Into the stack, as if it had arrived on `ifindex`.
     #[inline(always)]
-    pub fn into(self, ifindex: u32) -> Fate {
+    pub fn into(self, ifindex: u32) -> i32 {
         // SAFETY: no pointer is passed.
-        Fate::Sent(unsafe { generated::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) })
+        unsafe { generated::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
     }
 
     /// The raw context, for helpers that are used in one place only.

@@ -14,12 +14,16 @@ mod entry {
         maps::{Array, ProgramArray},
         programs::TcContext,
     };
-    use weir_abi::trial::{FRAME, Template};
+    use weir_abi::{
+        DropReason,
+        trial::{FRAME, Template},
+    };
     use weir_programs::{
         checksum,
         family::{V4, V6},
+        fate,
         packet::{ETH_IPV4, ETH_IPV6, Ethernet, Frame},
-        skb::{Fate, Skb},
+        skb::Skb,
         tunnel,
     };
 
@@ -42,12 +46,16 @@ mod entry {
             ((*skb).protocol as u16, (*skb).cb[0], (*skb).cb[1])
         };
         let skb = Skb::new(&ctx);
-        let fate = match kind.to_ne_bytes() {
-            ETH_IPV4 => tunnel::opened::<V4>(skb, from as u16, tag),
-            ETH_IPV6 => tunnel::opened::<V6>(skb, from as u16, tag),
-            _ => Fate::Pass,
-        };
-        fate.conclude()
+        let (from, unreadable) = (from as u16, Some(DropReason::Malformed));
+        match kind.to_ne_bytes() {
+            ETH_IPV4 => fate::run::<V4>(skb, unreadable, |skb, packet, config| {
+                tunnel::opened::<V4>(skb, packet, from, tag, config)
+            }),
+            ETH_IPV6 => fate::run::<V6>(skb, unreadable, |skb, packet, config| {
+                tunnel::opened::<V6>(skb, packet, from, tag, config)
+            }),
+            _ => fate::NEXT,
+        }
     }
 
     /// A target that does nothing: what the wrapper itself costs.

@@ -1,6 +1,7 @@
 //! Both ends of the tunnel: packets from other nodes, and this host's own way in.
 
 use crate::{
+    fate::{Fate, To, Way},
     flow::{
         self, Choice, Direction, Frontend, Origin, account, continues, flags_from_client,
         flags_from_task, pick, stale,
@@ -8,16 +9,15 @@ use crate::{
     ingress,
     maps::{BACKENDS, SENDERS, SOCKETS, TAGS},
     packet::Packet,
-    reject,
     reject::Answer,
     reply,
-    send::{self, TunnelKey},
-    skb::{Fate, Skb, count, now},
+    send::TunnelKey,
+    skb::{Skb, count, now},
 };
 use aya_ebpf::bindings::BPF_F_TUNINFO_IPV6;
 use weir_abi::{
-    Config, DropReason, FlowKey, Forward, Ip4, Ip6, Reverse, SocketKey, Tag, TagKey, backend_state,
-    flow_flag, via,
+    Backend, Config, DropReason, FlowKey, Forward, Ip4, Ip6, Reverse, SocketKey, Tag, TagKey,
+    backend_state, flow_flag, via,
 };
 
 /// Where a packet on the tunnel comes from, and who it is for.
@@ -27,30 +27,26 @@ struct Envelope {
     tag: Tag,
 }
 
-/// Takes a packet that arrived on the tunnel device.
+/// Decides about a packet that arrived on the tunnel device.
 #[inline(always)]
-pub fn arrives<F: Answer>(skb: Skb) -> Fate {
-    let Some(config) = flow::config() else { return Fate::Pass };
-    let packet = match F::read(skb) {
-        Ok(packet) => packet,
-        Err(_) => return Fate::Drop(DropReason::Malformed),
-    };
-    let envelope = match envelope(skb) {
-        Ok(Some(envelope)) => envelope,
-        Ok(None) => return from_this_host::<F>(skb, &packet, config),
-        Err(reason) => return Fate::Drop(reason),
-    };
-    inner::<F>(skb, &packet, envelope, config)
+pub fn arrives<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
+    match envelope(skb) {
+        Ok(Some(envelope)) => inner::<F>(skb, packet, envelope, config),
+        Ok(None) => from_this_host::<F>(packet),
+        Err(reason) => Fate::drop(packet, reason),
+    }
 }
 
 /// [`arrives`], for a packet whose tunnel header says this. For packet cases.
 #[inline(always)]
-pub fn opened<F: Answer>(skb: Skb, from: u16, tag: u32) -> Fate {
-    let Some(config) = flow::config() else { return Fate::Pass };
-    match F::read(skb) {
-        Ok(packet) => inner::<F>(skb, &packet, Envelope { from, tag: Tag(tag) }, config),
-        Err(_) => Fate::Drop(DropReason::Malformed),
-    }
+pub fn opened<F: Answer>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    from: u16,
+    tag: u32,
+    config: &Config,
+) -> Fate<F::Addr> {
+    inner::<F>(skb, packet, Envelope { from, tag: Tag(tag) }, config)
 }
 
 #[inline(always)]
@@ -59,12 +55,12 @@ fn inner<F: Answer>(
     packet: &Packet<F::Addr>,
     envelope: Envelope,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     if envelope.tag.task() == Tag::RETURN {
         return returns::<F>(skb, packet, config);
     }
     let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
-        return Fate::Drop(DropReason::NotPublished);
+        return Fate::drop(packet, DropReason::NotPublished);
     };
     forwarded::<F>(skb, packet, frontend, envelope, config)
 }
@@ -99,7 +95,7 @@ fn forwarded<F: Answer>(
     frontend: Frontend,
     envelope: Envelope,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let tagged = tagged(frontend, envelope.tag);
     if let Some(choice) = tagged {
         let key = FlowKey {
@@ -117,7 +113,7 @@ fn forwarded<F: Answer>(
                 && (choice.backend.state != backend_state::ACTIVE || back.flags & ENDED != 0);
             if same && !reopens {
                 refresh(back, packet, envelope.from, config);
-                return local::<F>(skb, packet, frontend, choice, [0; 2], config);
+                return local::<F>(packet, frontend, choice, [0; 2]);
             }
         }
     }
@@ -161,7 +157,7 @@ fn unusual<F: Answer>(
     tagged: Option<Choice>,
     envelope: Envelope,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let origin =
         Origin { from: envelope.from, ifindex: 0, translate: false, hopped: envelope.tag.hopped() };
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
@@ -183,10 +179,10 @@ fn unusual<F: Answer>(
     if let Some(choice) = tagged
         && (!opens || choice.backend.state == backend_state::ACTIVE)
     {
-        return accept::<F>(skb, packet, frontend, choice, origin, config);
+        return accept::<F>(packet, frontend, choice, origin, config);
     }
     if !opens {
-        return reject::answer::<F>(skb, packet, DropReason::BackendGone, origin, config);
+        return Fate::answer(packet, DropReason::BackendGone, origin);
     }
     second_chance::<F>(skb, packet, frontend, origin, config)
 }
@@ -195,21 +191,20 @@ fn unusual<F: Answer>(
 /// needs no forward entry, unless the task must see another source port.
 #[inline(always)]
 fn accept<F: Answer>(
-    skb: Skb,
     packet: &Packet<F::Addr>,
     frontend: Frontend,
     choice: Choice,
     origin: Origin,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let flow = match flow::remember::<F>(packet, frontend, choice, origin, config) {
         Ok(flow) => flow,
-        Err(reason) => return Fate::Drop(reason),
+        Err(reason) => return Fate::drop(packet, reason),
     };
     if flow.alias != [0; 2] && F::forward().insert(packet.key, flow, 0).is_err() {
-        return Fate::Drop(DropReason::FlowTable);
+        return Fate::drop(packet, DropReason::FlowTable);
     }
-    local::<F>(skb, packet, frontend, choice, flow.alias, config)
+    local::<F>(packet, frontend, choice, flow.alias)
 }
 
 /// The task that the sender chose takes no new flows, which the sender did not know yet: another
@@ -221,69 +216,43 @@ fn second_chance<F: Answer>(
     frontend: Frontend,
     origin: Origin,
     config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let service = frontend.service;
-    let client = (packet.key.src, packet.key.sport);
-    let local = pick::<F>(service, F::local(service), client.0, client.1, |_| true);
-    let choice = match local {
-        Some(choice) => choice,
-        None if origin.hopped => {
-            return reject::answer::<F>(skb, packet, DropReason::HopLimit, origin, config);
-        }
-        None => {
-            let remote =
-                |backend: &_| via_of(backend) == via::TUNNEL && node_of(backend) != origin.from;
-            let any = |backend: &_| via_of(backend) == via::TUNNEL;
-            let region = F::pick(service);
-            let other = pick::<F>(service, region, client.0, client.1, remote)
-                .or_else(|| pick::<F>(service, region, client.0, client.1, any));
-            match other {
-                Some(choice) => choice,
-                None => {
-                    return reject::answer::<F>(skb, packet, DropReason::NoBackend, origin, config);
-                }
-            }
-        }
+    let local = F::local(service);
+    let here = local.len != 0;
+    if !here && origin.hopped {
+        return Fate::answer(packet, DropReason::HopLimit, origin);
+    }
+    let region = if here { local } else { F::pick(service) };
+    let other = |backend: &Backend| here || backend.via == via::TUNNEL;
+    let choice = pick::<F>(service, region, packet.key.src, packet.key.sport, other);
+    let Some(choice) = choice else {
+        return Fate::answer(packet, DropReason::NoBackend, origin);
     };
     count(DropReason::SecondChance);
     ingress::start::<F>(skb, packet, frontend, choice, origin, config)
 }
 
-#[inline(always)]
-fn via_of(backend: &weir_abi::Backend) -> u8 {
-    backend.via
-}
-
-#[inline(always)]
-fn node_of(backend: &weir_abi::Backend) -> u16 {
-    backend.node
-}
-
-/// Rewrites a packet for a local task and sends it there.
+/// What a packet becomes for a local task.
 #[inline(always)]
 fn local<F: Answer>(
-    skb: Skb,
     packet: &Packet<F::Addr>,
     frontend: Frontend,
     choice: Choice,
     alias: [u8; 2],
-    config: &Config,
-) -> Fate {
+) -> Fate<F::Addr> {
     let new = FlowKey {
         dst: F::addr(choice.backend),
         dport: frontend.service.target,
         sport: if alias == [0; 2] { packet.key.sport } else { alias },
         ..packet.key
     };
-    match send::rewrite::<F>(skb, packet, &new, config) {
-        Ok(()) => send::to_local_task(skb, choice.backend),
-        Err(reason) => Fate::Drop(reason),
-    }
+    Fate::send(new, Way::task(choice.index))
 }
 
 /// A reply on its way to the node that the client entered by: this one, or one before it.
 #[inline(always)]
-fn returns<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate {
+fn returns<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
     let key = FlowKey {
         src: packet.key.dst,
         dst: packet.key.src,
@@ -302,36 +271,37 @@ fn returns<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fa
         flow.flags = flags;
         flow.last = now;
     }
-    if let Err(reason) = send::rewrite::<F>(skb, packet, &packet.key, config) {
-        return Fate::Drop(reason);
-    }
-    if flow.from != 0 {
-        return send::back_to_node::<F>(skb, packet, flow.from, config);
-    }
-    if let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.sport) {
+    if flow.from == 0
+        && let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.sport)
+    {
         account(skb, Direction::ToClient, frontend.cell.counters, flow.backend);
     }
-    if flow.ifindex == 0 {
+    let way = match Way::client(flow.from, flow.ifindex) {
         // For a socket of this host: the packet is where it should be.
-        return Fate::Pass;
-    }
-    skb.to_neighbour(flow.ifindex)
+        Way { to: To::Around, .. } => Way::plain(To::Stack),
+        way => way,
+    };
+    Fate::send(packet.key, way)
 }
 
 /// A reply for a client whose source was translated here: a container of this node.
 #[inline(always)]
-fn returns_translated<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate {
+fn returns_translated<F: Answer>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    config: &Config,
+) -> Fate<F::Addr> {
     match F::reverse().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map.
         Some(back) => reply::send_back::<F>(skb, packet, unsafe { &mut *back }, config),
-        None => Fate::Drop(DropReason::UnknownFlow),
+        None => Fate::drop(packet, DropReason::UnknownFlow),
     }
 }
 
 /// A packet that this host put on the tunnel device's ingress itself: for a local task, from a
 /// socket of this host; or a reply to such a socket.
 #[inline(always)]
-fn from_this_host<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate {
+fn from_this_host<F: Answer>(packet: &Packet<F::Addr>) -> Fate<F::Addr> {
     // A packet that `departs` turned around is rewritten already: its destination is the task.
     let key = FlowKey {
         src: packet.key.dst,
@@ -340,41 +310,37 @@ fn from_this_host<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config
         dport: packet.key.sport,
         ..packet.key
     };
-    let Some(back) = F::reverse().get_ptr(key) else { return Fate::Pass };
-    // SAFETY: a value of a map.
-    let index = unsafe { (*back).backend };
-    let _ = config;
-    match BACKENDS.get(index) {
-        Some(backend) => send::to_local_task(skb, backend),
-        None => Fate::Drop(DropReason::BackendGone),
+    match F::reverse().get_ptr(key) {
+        // SAFETY: a value of a map.
+        Some(back) => Fate::send(packet.key, Way::task(unsafe { (*back).backend })),
+        None => Fate::pass(packet),
     }
 }
 
-/// Takes a packet that a socket of this host sends to the relay address, through the tunnel device.
+/// Decides about a packet that a socket of this host sends to the relay address, through the tunnel
+/// device.
 #[inline(always)]
-pub fn departs<F: Answer>(skb: Skb) -> Fate {
+pub fn departs<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
     if skb.ingress_ifindex() != 0 {
         // Forwarded: a program of ours has put it here, with its tunnel key.
-        return Fate::Pass;
+        return Fate::pass(packet);
     }
-    let Some(config) = flow::config() else { return Fate::Pass };
-    let Ok(packet) = F::read(skb) else { return Fate::Pass };
     if packet.key.dst != F::relay(config) {
-        return Fate::Pass;
+        return Fate::pass(packet);
     }
     let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
-        return Fate::Drop(DropReason::NotPublished);
+        return Fate::drop(packet, DropReason::NotPublished);
     };
     let origin = Origin { from: 0, ifindex: 0, translate: false, hopped: false };
     if packet.is_syn() || packet.is_udp() {
         let flow = F::forward().get_ptr(packet.key);
         if flow.is_none()
-            && let Some(choice) = chosen_at_connect::<F>(skb, &packet)
+            && let Some(choice) = chosen_at_connect::<F>(skb, packet)
         {
-            return ingress::start::<F>(skb, &packet, frontend, choice, origin, config);
+            return ingress::start::<F>(skb, packet, frontend, choice, origin, config);
         }
     }
-    ingress::enter::<F>(skb, &packet, frontend, origin, config)
+    ingress::enter::<F>(skb, packet, frontend, origin, config)
 }
 
 /// The task that the socket was given when it connected: round robin has counted it already.
