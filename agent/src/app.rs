@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, anyhow};
 use tokio::{
+    net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
@@ -42,6 +43,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     let _pins = Lock::of_pins(&config.dataplane.pin)?;
     let _socket = Lock::of_socket(&config.socket)?;
     can_run(&config)?;
+    let doors = Doors::open(&config).await?;
 
     // Sources -> snapshots.
     let (reload_source, reload_requests) = mpsc::channel(1);
@@ -64,7 +66,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     let (opened_in, opened) = watch::channel(false);
     let config = Arc::new(config);
     let observer = Observer::new(config.clone(), source_state, view, reconciler.clone(), opened);
-    serve(&config, Routes { observer, metrics: metrics.clone() }).await?;
+    doors.serve(Routes { observer, metrics: metrics.clone() });
 
     opening.await.context("the reconciler's thread ended early")??;
     opened_in.send_replace(true);
@@ -120,14 +122,29 @@ fn reconciler_settings(config: &Config, metrics: &Metrics) -> reconciler::Settin
     }
 }
 
-async fn serve(config: &Config, routes: Routes) -> Result<(), http::Error> {
-    let routes = Arc::new(routes);
-    let socket = http::bind_socket(&config.socket)?;
-    tokio::spawn(routes.clone().serve_socket(socket));
-    if let Some(address) = config.http {
-        tokio::spawn(routes.serve(http::bind(address).await?));
+/// Where the agent is asked. They are opened first, so that a port that is taken keeps an agent
+/// from starting rather than from answering.
+struct Doors {
+    socket: UnixListener,
+    http: Option<TcpListener>,
+}
+
+impl Doors {
+    async fn open(config: &Config) -> Result<Self, http::Error> {
+        let http = match config.http {
+            Some(address) => Some(http::bind(address).await?),
+            None => None,
+        };
+        Ok(Self { socket: http::bind_socket(&config.socket)?, http })
     }
-    Ok(())
+
+    fn serve(self, routes: Routes) {
+        let routes = Arc::new(routes);
+        tokio::spawn(routes.clone().serve_socket(self.socket));
+        if let Some(http) = self.http {
+            tokio::spawn(routes.serve(http));
+        }
+    }
 }
 
 /// Waits for a signal to stop; reloads when one says so. Ends with an error if the reconciler does.
