@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,6 +103,29 @@ impl Agent {
     /// The host.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Runs `weir agent` on a host with a changed configuration, by way of `wrapper` (a program
+    /// and arguments that end in running another), when it is expected to end by itself; after 20
+    /// seconds it is ended.
+    pub fn attempt(
+        host: &Host,
+        wrapper: &[&str],
+        change: impl FnOnce(&mut AgentConfig),
+    ) -> Result<Output> {
+        let mut config = AgentConfig::of(host);
+        change(&mut config);
+        let path = host.run_dir().join("attempt.toml");
+        fs::write(&path, toml::to_string(&config.table)?).context("write attempt.toml")?;
+        let mut command = Command::new("timeout");
+        command.arg("20").args(wrapper).arg(agent_program()?);
+        command.args(["agent", "--config"]).arg(path);
+        host.output(command)
+    }
+
+    /// Ends the agent, runs `weir uninstall`, and gives everything that was not right or is left.
+    pub fn uninstall(&self) -> Vec<String> {
+        uninstall(&self.host)
     }
 
     /// Starts the process again after [`Agent::kill9`] or [`Agent::stop`].

@@ -71,6 +71,11 @@ impl Host {
         &self.inner.run_dir
     }
 
+    /// Where weir's pins of this host are.
+    pub fn pin_dir(&self) -> &Path {
+        &self.inner.pin_dir
+    }
+
     /// Starts a program on the host, in its namespace and cgroup.
     pub fn spawn(&self, command: Command) -> Result<Process> {
         Process::spawn(command, self.netns(), Some(self.cgroup()))

@@ -199,6 +199,18 @@ impl Lab {
         Agent::start(self.host(host), change)
     }
 
+    /// Deletes the uplink of a host, as when a cable's driver goes.
+    pub fn unplug(&self, host: &str) -> Result<()> {
+        self.host(host).netns().delete_link(UPLINK)
+    }
+
+    /// Makes the uplink of a host anew, with its addresses, under another ifindex.
+    pub fn plug(&self, host: &str) -> Result<()> {
+        let index = self.hosts.iter().position(|known| known.name() == host);
+        let prefixes = plan::host(index.with_context(|| format!("no host {host}"))?);
+        self.connect(self.host(host).netns(), host, &prefixes)
+    }
+
     /// Takes the lab down and gives what went wrong instead of panicking.
     pub fn finish(mut self) -> Result<()> {
         let problems = self.take_down();
@@ -265,6 +277,11 @@ impl Lab {
     fn join_fabric(&self, name: &str, prefixes: &[Prefix]) -> Result<Netns> {
         let netns = Netns::new()?;
         prepare(&netns, &self.options)?;
+        self.connect(&netns, name, prefixes)?;
+        Ok(netns)
+    }
+
+    fn connect(&self, netns: &Netns, name: &str, prefixes: &[Prefix]) -> Result<()> {
         let mtu = self.options.fabric_mtu;
         netns.add_veth(&Veth { name: UPLINK, peer: &self.fabric, peer_name: name, mtu })?;
         netns.set_offloads(UPLINK, self.options.offloads)?;
@@ -276,7 +293,7 @@ impl Lab {
                 netns.add_route(default_of(gateway), gateway)?;
             }
         }
-        Ok(netns)
+        Ok(())
     }
 
     /// Goes through all steps whatever fails, and collects what did.

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use anyhow::{Context, Result};
 
 use crate::host::Host;
+use crate::plan::UPLINK;
 
 /// Everything found, one sentence each.
 #[derive(Debug, Default)]
@@ -30,17 +31,31 @@ impl Traces {
                 traces.insert(format!("a program at {hook} of the cgroup"));
             }
         }
+        for name in host.netns().clsact()? {
+            traces.insert(format!("a clsact qdisc on {name}"));
+        }
+        traces.extend(host.run(routes));
         let pins = fs::read_dir(&host.inner.pin_dir).into_iter().flatten().filter_map(Result::ok);
         traces.extend(pins.map(|pin| format!("the pin {}", pin.path().display())));
         Ok(Self(traces))
     }
 
-    /// What is here and was not there. A task that was added since then brings a veth, which is
-    /// the lab's.
+    /// What is here and was not there. A task that was added since then brings a veth, and an
+    /// uplink that came back is one: both are the lab's.
     pub(crate) fn beyond<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a String> {
-        let ours = |trace: &String| trace.starts_with("the interface veth-");
+        let ours = |trace: &String| {
+            trace.starts_with("the interface veth-") || trace == "the interface eth0"
+        };
         self.0.difference(&before.0).filter(move |trace| !ours(trace))
     }
+}
+
+/// The IPv4 routes of the current thread's namespace that are not of interfaces of the lab.
+fn routes() -> Vec<String> {
+    let table = fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
+    let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let foreign = fields.filter(|route| route.len() > 7 && route[0] != UPLINK);
+    foreign.map(|route| format!("a route to {}/{} on {}", route[1], route[7], route[0])).collect()
 }
 
 // enum bpf_attach_type, linux/bpf.h

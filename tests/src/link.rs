@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
@@ -102,6 +103,23 @@ impl Netns {
             Ok(handle.route().add(route).execute().await?)
         })
         .with_context(|| format!("route to {network}/{length} via {gateway}"))
+    }
+
+    /// The names of interfaces with a clsact qdisc: what weir's filters are in on old kernels.
+    pub fn clsact(&self) -> Result<Vec<String>> {
+        let links = self.links()?;
+        let qdiscs: Vec<TcMessage> = self
+            .netlink(
+                |handle| async move { Ok(handle.qdisc().get().execute().try_collect().await?) },
+            )
+            .context("list qdiscs")?;
+        let clsact = TcAttribute::Kind("clsact".to_owned());
+        let on = |index: u32| {
+            qdiscs.iter().any(|qdisc| {
+                u32::try_from(qdisc.header.index) == Ok(index) && qdisc.attributes.contains(&clsact)
+            })
+        };
+        Ok(links.into_iter().filter(|(_, index)| on(*index)).map(|(name, _)| name).collect())
     }
 
     /// The names and indices of all interfaces.

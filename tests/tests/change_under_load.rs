@@ -1,0 +1,156 @@
+//! The file changes, agents are killed, firewalls are flushed, and no request fails.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use weir_tests::firewall::{tcp, udp};
+use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
+use weir_tests::{Lab, Scene, State, Task, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOSTS: [&str; 3] = ["n1", "n2", "n3"];
+const PORT: u16 = 8080;
+
+fn scene() -> Scene {
+    let mut scene =
+        Scene::new(Lab::builder().hosts(3).docker_firewall([tcp(PORT), udp(PORT)])).unwrap();
+    scene.service("web", PORT);
+    scene
+}
+
+fn targets(scene: &Scene) -> Vec<SocketAddr> {
+    scene.lab.hosts().iter().flat_map(|host| host.targets(PORT)).collect()
+}
+
+/// New and kept connections through every node, over both families.
+struct Load {
+    fresh: Running,
+    kept: Running,
+}
+
+impl Load {
+    fn start(scene: &Scene) -> Self {
+        let netns = scene.lab.client("c1").netns();
+        let load = || HttpLoad::new(netns, targets(scene)).timeout(5 * SECOND);
+        let fresh = load().connections(6).rate(1500).start().unwrap();
+        let kept = load().connections(12).rate(5000).keep_alive().start().unwrap();
+        Self { fresh, kept }
+    }
+
+    /// Goes on until so many requests are done, and gives what became of them.
+    fn until(self, requests: u64) -> [Report; 2] {
+        eventually("the requests", 60 * SECOND, || {
+            let done = self.fresh.report().ok + self.kept.report().ok;
+            if done >= requests { Ok(()) } else { Err(format!("{done} are done")) }
+        })
+        .unwrap();
+        [self.fresh.stop().unwrap(), self.kept.stop().unwrap()]
+    }
+
+    fn assert_clean(self, requests: u64, scene: &Scene) {
+        let [fresh, kept] = self.until(requests);
+        println!("new connections: {fresh}\nkept connections: {kept}");
+        let clean = [&fresh, &kept].iter().all(|report| report.ok > 0 && report.failures() == 0);
+        assert!(clean, "new: {fresh}\nkept: {kept}\n{}", scene.drops());
+    }
+}
+
+/// Starts tasks on the hosts in turn, and tells the mesh when they serve, as Swarm does.
+fn add(scene: &mut Scene, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        scene.task("web", HOSTS[number % 3], &format!("web.{number}")).unwrap();
+    }
+    scene.apply().unwrap();
+}
+
+/// Drains, then stops gracefully, then forgets, as Swarm does.
+fn retire(scene: &mut Scene, numbers: std::ops::Range<usize>) {
+    let names: Vec<_> = numbers.map(|number| format!("web.{number}")).collect();
+    for name in &names {
+        scene.mesh.service("web").state(name, State::Draining);
+    }
+    scene.apply().unwrap();
+    let mut tasks: Vec<_> = names.iter().filter_map(|name| scene.tasks.remove(name)).collect();
+    stop(&mut tasks).unwrap();
+    for name in &names {
+        scene.mesh.service("web").remove_task(name);
+    }
+    scene.apply().unwrap();
+}
+
+fn stop(tasks: &mut [Task]) -> Result<()> {
+    thread::scope(|scope| {
+        let stops: Vec<_> =
+            tasks.iter_mut().map(|task| scope.spawn(|| task.stop(15 * SECOND))).collect();
+        stops.into_iter().try_for_each(|stop| stop.join().unwrap())
+    })
+}
+
+#[test]
+fn scaling_draining_and_replacing_all_tasks_fails_no_request_of_seventy_thousand() {
+    let mut scene = scene();
+    scene.task("web", "n1", "web.0").unwrap();
+    scene.start().unwrap();
+    let load = Load::start(&scene);
+    add(&mut scene, 1..20);
+    thread::sleep(SECOND);
+    retire(&mut scene, 3..20);
+    thread::sleep(SECOND / 2);
+    retire(&mut scene, 0..1);
+    add(&mut scene, 20..23);
+    retire(&mut scene, 1..3);
+    load.assert_clean(70_000, &scene);
+}
+
+#[test]
+fn agents_that_are_killed_and_come_back_fail_no_request_of_thirty_thousand() {
+    let mut scene = scene();
+    for (number, host) in HOSTS.iter().enumerate() {
+        scene.task("web", host, &format!("web.{number}")).unwrap();
+    }
+    scene.start().unwrap();
+    let load = Load::start(&scene);
+    let udp = UdpLoad::new(scene.lab.client("c1").netns(), targets(&scene));
+    let (fresh, kept) = (udp.clone().rate(200), udp.keep_socket().rate(200));
+    let datagrams = [fresh.start().unwrap(), kept.start().unwrap()];
+    for host in HOSTS {
+        scene.agent(host).kill9();
+        thread::sleep(SECOND / 2);
+        scene.agent(host).launch().unwrap();
+        scene.agent(host).wait_ready().unwrap();
+    }
+    load.assert_clean(30_000, &scene);
+    for running in datagrams {
+        running.stop().unwrap().assert_clean();
+    }
+}
+
+#[test]
+fn a_flush_of_all_firewall_rules_in_mid_flight_is_not_noticed() {
+    let mut scene = scene();
+    for (number, host) in HOSTS.iter().enumerate() {
+        scene.task("web", host, &format!("web.{number}")).unwrap();
+    }
+    scene.start().unwrap();
+    let load = Load::start(&scene);
+    let udp = UdpLoad::new(scene.lab.client("c1").netns(), targets(&scene));
+    let (fresh, kept) = (udp.clone().rate(200), udp.keep_socket().rate(200));
+    let datagrams = [fresh.start().unwrap(), kept.start().unwrap()];
+    thread::sleep(SECOND / 2);
+    for host in scene.lab.hosts() {
+        host.flush_firewall().unwrap();
+        thread::sleep(SECOND / 4);
+    }
+    for host in scene.lab.hosts() {
+        host.reinstall_firewall().unwrap();
+        thread::sleep(SECOND / 4);
+    }
+    load.assert_clean(5_000, &scene);
+    for running in datagrams {
+        running.stop().unwrap().assert_clean();
+    }
+}
