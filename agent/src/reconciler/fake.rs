@@ -69,6 +69,8 @@ impl Kernel for Fake {
         Ok(reached.map(|(address, via)| (*address, *via)).collect())
     }
 
+    fn settled(&mut self) {}
+
     fn attachments(&self) -> Attachments {
         Attachments::default()
     }

@@ -19,6 +19,9 @@ pub trait Kernel {
     /// Follows the host's interfaces; answers how each of `tasks` is reached.
     fn sync_interfaces(&mut self, tasks: &BTreeSet<IpAddr>)
     -> Result<BTreeMap<IpAddr, Via>, Error>;
+    /// The maps hold a whole snapshot for the first time: what an agent with another layout of
+    /// the maps left is not needed any more.
+    fn settled(&mut self);
     /// What is attached where.
     fn attachments(&self) -> Attachments;
     /// Reads the counters.
@@ -45,6 +48,10 @@ impl Kernel for Dataplane {
         tasks: &BTreeSet<IpAddr>,
     ) -> Result<BTreeMap<IpAddr, Via>, Error> {
         Self::sync_interfaces(self, tasks)
+    }
+
+    fn settled(&mut self) {
+        self.retire_other_layouts();
     }
 
     fn attachments(&self) -> Attachments {

@@ -268,6 +268,9 @@ impl<K: Kernel> Reconciler<K> {
         if previous == Some(snapshot.generation) {
             return;
         }
+        if previous.is_none() {
+            self.kernel.settled();
+        }
         // What a start takes over is no change.
         if let (Some(_), Some(View { noticed, .. })) = (previous, &self.view) {
             self.settings.programming.observe(noticed.elapsed().as_secs_f64());

@@ -55,19 +55,21 @@ impl Dataplane {
 
 fn kernel() -> Check {
     const NAME: &str = "kernel";
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
     match KernelVersion::current() {
         Ok(version) if version >= KernelVersion::new(6, 6, 0) => {
-            Check::good(NAME, format!("Linux {version:?} has TCX"))
+            Check::good(NAME, format!("Linux {release} has TCX"))
         }
-        Ok(version) if version >= KernelVersion::new(5, 15, 0) => Check::limited(
+        Ok(version) if version >= KernelVersion::new(5, 18, 0) => Check::limited(
             NAME,
-            format!("Linux {version:?} has no TCX; clsact is used, and other tools may remove it"),
+            format!("Linux {release} has no TCX; clsact is used, and other tools may remove it"),
             "Linux 6.6 or later has it",
         ),
-        Ok(version) => Check::bad(
+        Ok(_) => Check::bad(
             NAME,
-            format!("Linux {version:?} is too old"),
-            "weir's kernel programs need Linux 5.15 or later",
+            format!("Linux {release} is too old"),
+            "weir's kernel programs need Linux 5.18 or later (bpf_set_retval)",
         ),
         Err(error) => Check::limited(NAME, format!("cannot tell the version: {error}"), ""),
     }
@@ -131,7 +133,7 @@ fn cookie() -> Check {
         Err(error) => Check::bad(
             NAME,
             format!("SO_NETNS_COOKIE: {error}"),
-            "weir's kernel programs need Linux 5.15 or later",
+            "weir's kernel programs need Linux 5.18 or later",
         ),
     }
 }
@@ -165,9 +167,10 @@ fn network(options: &Options) -> Vec<Check> {
     checks.push(if host.own_addresses().contains(&options.address) {
         Check::good("node-address", format!("{} is this host's", options.address))
     } else {
-        Check::bad(
+        // An interface may come later than the agent, and go and come back.
+        Check::limited(
             "node-address",
-            format!("{} is no address of this host", options.address),
+            format!("{} is no address of this host now", options.address),
             "set node.address to the address by which other nodes reach this one",
         )
     });

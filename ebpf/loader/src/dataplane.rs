@@ -71,7 +71,6 @@ impl Dataplane {
         plane.hooks.interface("tun_in", &tunnel, Side::Ingress)?;
         plane.hooks.interface("tun_out", &tunnel, Side::Egress)?;
         plane.hooks.cgroup(&options.cgroup)?;
-        plane.remove_other_layouts();
         Ok(plane)
     }
 
@@ -343,8 +342,9 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Removes what agents with another layout of the maps left, now that ours forwards.
-    fn remove_other_layouts(&self) {
+    /// Removes what agents with another layout of the maps left. To be called when the maps hold a
+    /// whole snapshot: until then the programs of the other layout forward what ours let pass.
+    pub fn retire_other_layouts(&self) {
         let Ok(entries) = fs::read_dir(&self.options.pin) else { return };
         let ours = layout_dir();
         for entry in entries.flatten() {

@@ -91,7 +91,7 @@ pub(crate) fn verify(object: &mut Ebpf, wanted: impl Fn(&str) -> bool) -> Result
         };
         loaded.map_err(|error| brief(&chain(&error))).tried(what).map_err(|error| {
             error.remedy(
-                "the kernel refuses it: `weir check` says what it lacks; weir needs Linux 5.15 or \
+                "the kernel refuses it: `weir check` says what it lacks; weir needs Linux 5.18 or \
                  later",
             )
         })?;
