@@ -25,17 +25,17 @@ fn imports(manifest: &str) -> BTreeMap<String, BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--no-deps", "--manifest-path", manifest])
         .output()
-        .unwrap();
+        .expect("cargo metadata");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata");
+    let packages = metadata["packages"].as_array().expect("cargo metadata");
     packages
         .iter()
         .map(|package| {
-            let name = package["name"].as_str().unwrap().to_owned();
-            let dependencies = package["dependencies"].as_array().unwrap().iter();
+            let name = package["name"].as_str().expect("cargo metadata").to_owned();
+            let dependencies = package["dependencies"].as_array().expect("cargo metadata").iter();
             let ours = dependencies
-                .map(|dependency| dependency["name"].as_str().unwrap().to_owned())
+                .map(|dependency| dependency["name"].as_str().expect("cargo metadata").to_owned())
                 .filter(|name| name == "weir" || name.starts_with("weir-"))
                 .collect();
             (name, ours)

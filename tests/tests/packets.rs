@@ -21,7 +21,7 @@ fn sent(text: &str) -> Outcome {
 
 fn check(world: &World, cases: &[Case]) {
     for (says, program, packet, expected) in cases {
-        let outcome = world.run(program, packet).unwrap();
+        let outcome = world.run(program, packet).expect(says);
         assert_eq!(&outcome, expected, "{says}\n  {program}: {packet}");
     }
 }
@@ -643,5 +643,5 @@ fn broken_packets_are_never_forwarded() {
 /// ` > ADDRESS:PORT` of a packet that was sent on.
 fn sound_destination(outcome: &Outcome) -> String {
     let Outcome::Sent(text) = outcome else { panic!("{outcome:?}") };
-    format!(" > {} ", text.split(' ').nth(3).unwrap())
+    format!(" > {} ", text.split(' ').nth(3).expect("a described packet"))
 }

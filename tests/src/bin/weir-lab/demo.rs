@@ -24,7 +24,7 @@ pub struct Demo {
     pub mesh: Mesh,
     shells: Vec<(String, Process)>,
     mode: String,
-    lab: Lab,
+    pub(super) lab: Lab,
 }
 
 impl Demo {

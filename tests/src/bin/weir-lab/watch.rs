@@ -43,13 +43,14 @@ fn introduction(demo: &Demo) -> Result<String> {
          \n\
          ask it        {client} curl http://10.77.0.11:{WEB}/\n\
          over IPv6     {client} curl 'http://[fd77::12]:{WEB}/'\n\
-         on a host     {host} curl http://127.0.0.1:{WEB}/   (its own traffic: see docs)\n\
+         on a host     sh -c 'echo $$ >{cgroup}/cgroup.procs; exec {host} curl http://127.0.0.1:{WEB}/'\n\
          kill an agent kill -9 {agent_pid}   and ask on: the kernel goes on without it\n\
          change it     edit {mesh} (state = \"draining\")\n\
          look inside   weir status --socket {socket}\n\
          end           Ctrl-C\n",
         client = enter("c1"),
         host = enter("n1"),
+        cgroup = demo.lab.host("n1").cgroup().path().display(),
         agent_pid = agent.pid().unwrap_or(0),
         mesh = demo.mesh.path().display(),
         socket = agent.socket().display(),
