@@ -1,5 +1,8 @@
 //! What the benches share. Method and results are in `bench/README.md`.
 
+pub mod machine;
+pub mod peers;
+
 /// Median, lowest and highest of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {

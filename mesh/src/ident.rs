@@ -17,8 +17,8 @@ use crate::service::{NodeName, ServiceName, TaskName};
 #[serde(transparent)]
 pub struct Ident(pub u64);
 
-/// The tunnel tag of a task, carried in the 24-bit VXLAN network identifier: the low bits of the
-/// task's identity. See `docs/decisions/0002-tags-from-identity.md`.
+/// The tunnel tag of a task, carried in the 24-bit VXLAN network identifier: the task's identity,
+/// reduced to the values that the tunnel leaves free. See `docs/decisions/0002-tags-from-identity.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Tag(pub u32);

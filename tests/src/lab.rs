@@ -211,6 +211,15 @@ impl Lab {
         self.connect(self.host(host).netns(), host, &prefixes)
     }
 
+    /// Makes another uplink of a host, `eth1`.
+    pub fn plug_second(&self, host: &str, prefixes: &[Prefix]) -> Result<()> {
+        let (netns, port) = (self.host(host).netns(), format!("{host}-eth1"));
+        let mtu = self.options.fabric_mtu;
+        netns.add_veth(&Veth { name: "eth1", peer: &self.fabric, peer_name: &port, mtu })?;
+        self.fabric.add_port(FABRIC, &port)?;
+        netns.set_up("eth1", prefixes)
+    }
+
     /// Takes the lab down and gives what went wrong instead of panicking.
     pub fn finish(mut self) -> Result<()> {
         let problems = self.take_down();

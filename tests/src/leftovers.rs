@@ -7,7 +7,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use anyhow::{Context, Result};
 
 use crate::host::Host;
-use crate::plan::UPLINK;
 
 /// Everything found, one sentence each.
 #[derive(Debug, Default)]
@@ -44,7 +43,7 @@ impl Traces {
     /// uplink that came back is one: both are the lab's.
     pub(crate) fn beyond<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a String> {
         let ours = |trace: &String| {
-            trace.starts_with("the interface veth-") || trace == "the interface eth0"
+            ["the interface veth-", "the interface eth"].iter().any(|name| trace.starts_with(name))
         };
         self.0.difference(&before.0).filter(move |trace| !ours(trace))
     }
@@ -54,7 +53,7 @@ impl Traces {
 fn routes() -> Vec<String> {
     let table = fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
     let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let foreign = fields.filter(|route| route.len() > 7 && route[0] != UPLINK);
+    let foreign = fields.filter(|route| route.len() > 7 && !route[0].starts_with("eth"));
     foreign.map(|route| format!("a route to {}/{} on {}", route[1], route[7], route[0])).collect()
 }
 

@@ -47,6 +47,7 @@ impl Bulk {
         let output = self.scene.lab.client("c1").output(command("timeout", &all))?;
         let said = String::from_utf8_lossy(&output.stdout);
         let error = String::from_utf8_lossy(&output.stderr);
+        println!("{target}: {}", said.trim());
         let whole = "bytes=100000000 intact=true";
         ensure!(said.contains(whole), "{} {} {}", output.status, said.trim(), error.trim());
         Ok(())

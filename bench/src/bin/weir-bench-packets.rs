@@ -100,7 +100,9 @@ fn main() -> Result<()> {
         "{:46} {:>22}  {:>5}",
         "scenario (ns a packet, net of the wrapper)", "median [min..max]", "goal"
     );
-    for row in rows() {
+    // Only the rows whose name holds the argument, if there is one.
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    for row in rows().into_iter().filter(|row| row.name.contains(&filter)) {
         let spread = measure(&row).with_context(|| row.name.to_owned())?;
         let verdict = match row.goal {
             Some(goal) if spread.median <= goal => format!("{goal:5.0}  met"),

@@ -190,6 +190,8 @@ impl Hooks {
     fn filter(&mut self, program: &str, link: &Link, side: Side) -> Result<(), String> {
         match tc::qdisc_add_clsact(&link.name) {
             Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+            // How the kernel says the same, which aya passes on.
+            Err(error) if chain(&error).contains("(os error 17)") => {}
             Err(error) => return Err(chain(&error)),
         }
         let side = match side {

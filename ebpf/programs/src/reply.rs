@@ -28,7 +28,8 @@ pub fn from_container<F: Answer>(
     let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
         return Fate::pass(packet);
     };
-    if !F::is_local(packet.key.dst) {
+    // A node without an address in this family cannot stand in for its containers.
+    if !F::is_local(packet.key.dst) || F::source(config) == F::Addr::default() {
         return Fate::pass(packet);
     }
     // The way back is over the bridge, whose neighbours are known, not over its port.

@@ -67,7 +67,7 @@ pub fn outgoing(ctx: *mut bpf_sock_addr, shape: Shape, act: Act) -> i32 {
         call.set(shape, peer);
         return ALLOW;
     }
-    let Some((choice, v4)) = choose(frontend.service, asked, shape, cookie) else {
+    let Some((choice, v4)) = choose(frontend.service, asked, shape, cookie, config) else {
         if protocol == TCP || act == Act::Connect {
             // SAFETY: takes a number.
             unsafe { generated::bpf_set_retval(-ECONNREFUSED) };
@@ -140,17 +140,20 @@ fn choose(
     asked: Endpoint,
     shape: Shape,
     cookie: u64,
+    config: &Config,
 ) -> Option<(Choice, bool)> {
+    // Without an address of its own in a family, the host has no route to the relay address.
+    let v4 = |backend: &Backend| backend.via != via::TUNNEL || config.source4 != Ip4::NONE;
+    let v6 = |backend: &Backend| backend.via != via::TUNNEL || config.source6 != Ip6::NONE;
     let port = (cookie as u16 ^ random() as u16).to_be_bytes();
     let client = Ip4::from_word(cookie as u32);
     let mapped = asked.addr.unmapped().is_some();
-    if !mapped
-        && let Some(choice) = pick::<V6>(service, service.pick6, V4::wide(client), port, |_| true)
+    if !mapped && let Some(choice) = pick::<V6>(service, service.pick6, V4::wide(client), port, v6)
     {
         return Some((choice, false));
     }
     if shape == Shape::V4 || mapped || is_loopback6(asked.addr) {
-        let choice = pick::<V4>(service, service.pick4, client, port, |_| true)?;
+        let choice = pick::<V4>(service, service.pick4, client, port, v4)?;
         return Some((choice, true));
     }
     None
