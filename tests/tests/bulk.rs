@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, ensure};
 use weir_tests::lab::command;
 use weir_tests::task::task_program;
+use weir_tests::traffic::{HttpLoad, UdpLoad};
 use weir_tests::{Cases, Lab, LabBuilder, Offloads, Probe, Process, Scene, eventually};
 
 const SINK: u16 = 9000;
@@ -90,6 +91,24 @@ impl Bulk {
             cases.note(format!("datagrams of 1 to {largest} bytes to {target}"), result);
         }
     }
+}
+
+/// Without offloads every checksum is in the packet and is looked at: each must be right, whatever
+/// the ports are.
+#[test]
+fn without_offloads_ten_thousand_flows_have_right_checksums() {
+    let mut scene = Scene::new(Lab::builder().offloads(Offloads::Off)).unwrap();
+    scene.service("web", 8080);
+    scene.task("web", "n1", "web.1").unwrap();
+    scene.task("web", "n2", "web.2").unwrap();
+    scene.start().unwrap();
+    let netns = scene.lab.client("c1").netns();
+    let targets: Vec<_> = scene.lab.hosts().iter().flat_map(|host| host.targets(8080)).collect();
+    let web = HttpLoad::new(netns, targets.clone()).requests(6000).run().unwrap();
+    let echo = UdpLoad::new(netns, targets).requests(4000).run().unwrap();
+    println!("{web}\n{echo}");
+    let clean = web.failures() == 0 && echo.failures() == 0;
+    assert!(clean, "TCP: {web}\nUDP: {echo}\n{}", scene.drops());
 }
 
 fn all(builder: LabBuilder, largest: usize, step: usize) {
