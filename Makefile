@@ -3,14 +3,14 @@
 
 CHECK ?=
 DEMO_FLAGS = $(if $(CHECK),--check)
+TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
 .PHONY: demo test bench ebpf fmt lint packages
 
 ## demo: a mesh of three hosts on this machine, left running until Ctrl-C; CHECK=1: asks it itself
 demo: packages
 	cargo build --quiet --release -p weir -p weir-tests --bins
-	WEIR_BIN=$(CURDIR)/$(or $(CARGO_TARGET_DIR),target)/release/weir \
-	    $(or $(CARGO_TARGET_DIR),target)/release/weir-lab $(DEMO_FLAGS)
+	WEIR_BIN=$(TARGET)/release/weir $(TARGET)/release/weir-lab $(DEMO_FLAGS)
 
 ## test: everything: lints, unit tests, packet cases, and the lab
 test: packages
