@@ -247,6 +247,17 @@ fn an_agent_without_capabilities_says_which_and_how_to_get_them() {
 }
 
 #[test]
+fn an_agent_whose_kernel_refuses_programs_says_what_it_needs_and_leaves_nothing() {
+    let lab = Lab::builder().hosts(1).clients(0).build().unwrap();
+    lab.mesh().write().unwrap();
+    let task = task_program().unwrap();
+    let wrapper = [task.to_str().unwrap(), "refuse-programs", "--"];
+    let output = Agent::attempt(lab.host("n1"), &wrapper, |_| ()).unwrap();
+    refused(&output, &["the kernel takes no classifier programs", "CONFIG_BPF_SYSCALL"]);
+    assert!(!lab.host("n1").pin_dir().exists(), "a refused agent has pinned something");
+}
+
+#[test]
 fn an_agent_whose_pins_would_not_be_on_a_bpf_file_system_says_how_to_mount_one() {
     let lab = Lab::builder().hosts(1).clients(0).build().unwrap();
     lab.mesh().write().unwrap();

@@ -4,6 +4,7 @@ mod bulk;
 mod echo;
 mod http;
 mod listen;
+mod refusing;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -35,6 +36,12 @@ enum Program {
     Probe {
         /// A JSON list of probes
         probes: String,
+    },
+    /// Run a command for which the kernel refuses eBPF programs
+    RefusePrograms {
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<std::ffi::OsString>,
     },
     /// Receive bulk data, check every byte, report the count
     Sink(bulk::Peer),
@@ -75,6 +82,7 @@ async fn main() -> Result<()> {
         Program::Http { server } => http::serve(server).await,
         Program::Echo { server, say_name } => echo::serve(server, say_name).await,
         Program::Probe { probes } => probe(&probes),
+        Program::RefusePrograms { command } => refusing::run(&command),
         Program::Sink(peer) => bulk::sink(&peer),
         Program::Source { peer, mb } => bulk::source(&peer, mb * 1_000_000),
     }
