@@ -101,7 +101,7 @@ impl World {
                 .collect(),
             timeouts: Timeouts::default(),
         };
-        self.snapshot.services.insert(service.name.clone(), service);
+        self.snapshot.services.insert(service.name.clone(), service.into());
         self.apply()
     }
 
