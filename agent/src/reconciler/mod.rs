@@ -253,7 +253,10 @@ impl<K: Kernel> Reconciler<K> {
         if plan.ops.iter().any(of_port) {
             self.note_installed();
         }
-        self.settle(&snapshot, plan.ops.len(), started);
+        let operations = plan.ops.len();
+        // Of a first plan they are tens of megabytes.
+        drop(plan.ops);
+        self.settle(&snapshot, operations, started);
     }
 
     fn apply(&mut self, ops: &[MapOp]) -> Result<(), Error> {

@@ -27,6 +27,10 @@ pub(super) fn piece_end(text: &str, start: usize, first: bool) -> usize {
 
 /// Whether a piece begins right here, given that a line does.
 pub(super) fn begins_piece(text: &str) -> bool {
+    // As nearly everybody writes it.
+    if text.starts_with("[[service]]") {
+        return true;
+    }
     let tokens = Source::new(text).lex().take(2 * HEADER.len());
     let line = tokens.take_while(|token| token.kind() != TokenKind::Newline);
     let line: Vec<Token> =

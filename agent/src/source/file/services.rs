@@ -63,7 +63,9 @@ impl ServiceDraft {
 
     /// The service, with numbers for all of its ports.
     pub(super) fn into_service(self, ports: Vec<Port>) -> Service {
-        let tasks = self.tasks.into_iter().map(|task| task.task).collect();
+        let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
+        // Collected in the place of the drafts, which are larger and were not counted before.
+        tasks.shrink_to_fit();
         let Self { name, balance, timeouts, .. } = self;
         Service { name, balance, ports, tasks, timeouts }
     }
