@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
             PublishMode::Host => runs_here,
         };
         let ports = service.ports.iter().filter(|port| wanted(port.mode));
-        ports.map(|port| Frontend::of(port)).collect()
+        ports.map(Frontend::of).collect()
     }
 
     fn add_claimants(&self, frontends: &BTreeSet<Frontend>, todo: &mut Todo<'a>) {
