@@ -20,7 +20,7 @@ pub use reason::{DropReason, REASONS};
 pub use tunnel::{SENDER_MAC, TUNNEL_MAC, Tag};
 
 /// Version of the layout of all maps. Part of the pin path.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Sizes of the arrays whose positions are handed out by the planner.
 pub mod size {
@@ -386,7 +386,12 @@ pub struct Counters {
     pub tx_packets: u64,
     /// Bytes to clients.
     pub tx_bytes: u64,
+    /// SYNs that the task has accepted, on the task's own node. Of a published port: 0.
+    pub accepted: u64,
+    /// SYNs that the task has refused with a reset, on the task's own node. Of a published port: 0.
+    pub refused: u64,
 }
+const _: () = assert!(size_of::<Counters>() == 56);
 
 /// Questions of the loader to the kernel, answered by the `probe` program.
 pub mod probe {

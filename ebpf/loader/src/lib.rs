@@ -29,7 +29,7 @@ pub use dataplane::Dataplane;
 pub use error::Error;
 pub use flows::FlowCensus;
 pub use object::object_digest;
-pub use stats::{Counters, Stats};
+pub use stats::{Answers, Counters, Stats};
 #[cfg(feature = "trial")]
 pub use trial::{Arrival, Ran, Trial};
 

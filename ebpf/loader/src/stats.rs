@@ -24,6 +24,17 @@ pub struct Counters {
     pub tx_packets: u64,
     /// Bytes to clients.
     pub tx_bytes: u64,
+    /// What a task of this node has said to SYNs. Of a published port: nothing.
+    pub answers: Answers,
+}
+
+/// What a task has said to SYNs, counted on its own node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// It took the connection.
+    pub accepted: u64,
+    /// It refused, with a reset.
+    pub refused: u64,
 }
 
 /// Everything the kernel counts.
@@ -47,6 +58,8 @@ fn sum(values: &[weir_abi::Counters]) -> Counters {
         total.rx_bytes += cpu.rx_bytes;
         total.tx_packets += cpu.tx_packets;
         total.tx_bytes += cpu.tx_bytes;
+        total.answers.accepted += cpu.accepted;
+        total.answers.refused += cpu.refused;
     }
     total
 }
@@ -59,6 +72,23 @@ impl Dataplane {
     /// When a map cannot be read.
     pub fn stats(&self) -> Result<Stats, Error> {
         self.store.stats()
+    }
+
+    /// Reads what tasks of this node have said to SYNs, since their positions were given to them.
+    /// One system call a backend.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn answers(
+        &self,
+        backends: &mut dyn Iterator<Item = BackendIndex>,
+    ) -> Result<Vec<(BackendIndex, Answers)>, Error> {
+        let what = || "read the kernel's counters of tasks".to_owned();
+        let read = |index: BackendIndex| {
+            let values = self.store.maps.backend_stats.get(index.0).tried(what)?;
+            Ok((index, sum(&values).answers))
+        };
+        backends.map(read).collect()
     }
 }
 

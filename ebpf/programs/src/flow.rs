@@ -378,6 +378,28 @@ pub fn account_new(counters: u32, backend: u32) {
     }
 }
 
+/// Counts what a task of this node says to a SYN. `flags`: of the flow, before this packet.
+#[inline(always)]
+pub fn account_answer<A>(backend: u32, flags: u8, packet: &Packet<A>) {
+    let opening = tcp_flag::SYN | tcp_flag::RST;
+    if packet.is_udp() || flags & flow_flag::ESTABLISHED != 0 || packet.flags & opening == 0 {
+        return;
+    }
+    // 0: the task is another node's, which counts for itself.
+    if backend != 0
+        && let Some(cell) = BACKEND_STATS.get_ptr_mut(backend)
+    {
+        // SAFETY: per-CPU cells.
+        unsafe {
+            if packet.flags & tcp_flag::RST != 0 {
+                (*cell).refused += 1;
+            } else {
+                (*cell).accepted += 1;
+            }
+        }
+    }
+}
+
 /// Whether a flow's entry is due for a note of the time. Noting every packet would dirty a cache
 /// line a packet; a second's precision is enough for timeouts of seconds.
 #[inline(always)]

@@ -3,7 +3,7 @@
 
 use crate::{
     fate::{Fate, Way},
-    flow::{self, Direction, Origin, account, flags_from_task, stale},
+    flow::{self, Direction, Origin, account, account_answer, flags_from_task, stale},
     ingress,
     maps::BRIDGES,
     packet::Packet,
@@ -52,6 +52,7 @@ pub fn send_back<F: Answer>(
     back: &mut Reverse<F::Addr>,
     config: &Config,
 ) -> Fate<F::Addr> {
+    account_answer(back.backend, back.flags, packet);
     let flags = flags_from_task(back.flags, packet);
     let now = now();
     if flags != back.flags || stale(back.last, now, config) {
