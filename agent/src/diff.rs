@@ -119,6 +119,7 @@ mod tests {
                 ports: Vec::new(),
                 tasks: Vec::new(),
                 timeouts: Timeouts::default(),
+                health: Default::default(),
             };
             (name, Arc::new(service))
         };

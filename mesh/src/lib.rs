@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod health;
 pub mod ident;
 pub mod install;
 pub mod plan;
@@ -14,6 +15,7 @@ pub mod ports;
 pub mod service;
 pub mod snapshot;
 
+pub use health::Health;
 pub use ident::Ident;
 pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};

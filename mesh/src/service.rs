@@ -15,6 +15,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -223,6 +225,9 @@ pub struct Service {
     pub tasks: Vec<Task>,
     /// Timeouts of its flows.
     pub timeouts: Timeouts,
+    /// How its tasks are judged.
+    #[serde(default, skip_serializing_if = "Health::is_default")]
+    pub health: Health,
 }
 
 /// A host that runs a weir agent.

@@ -100,6 +100,7 @@ impl World {
                 .map(|(name, node, last, state)| task(name, node, *last, *state))
                 .collect(),
             timeouts: Timeouts::default(),
+            health: Default::default(),
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
         self.apply()

@@ -115,6 +115,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
             }],
             tasks: vec![task(name, "n1", 3), task(name, "n2", 4)],
             timeouts: Timeouts::default(),
+            health: Default::default(),
         };
         (service.name.clone(), service.into())
     };

@@ -77,6 +77,7 @@ mod tests {
             ports: vec![port],
             tasks: nodes.iter().enumerate().map(task).collect(),
             timeouts: Timeouts::default(),
+            health: Default::default(),
         };
         (name, Arc::new(service))
     }

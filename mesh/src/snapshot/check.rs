@@ -198,6 +198,7 @@ mod tests {
             ports: ports.iter().map(port).collect(),
             tasks: tasks.iter().map(task).collect(),
             timeouts: Timeouts::default(),
+            health: Default::default(),
         }
     }
 

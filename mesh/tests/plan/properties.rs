@@ -124,6 +124,7 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
             ports,
             tasks: tasks.into_iter().flatten().collect(),
             timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
+            health: Default::default(),
         },
     )
 }

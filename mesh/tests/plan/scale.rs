@@ -38,6 +38,7 @@ fn service(number: usize) -> Service {
         ports: vec![port],
         tasks: (0..TASKS).map(task).collect(),
         timeouts: Timeouts::default(),
+        health: Default::default(),
     }
 }
 

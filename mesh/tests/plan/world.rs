@@ -205,6 +205,7 @@ fn service(line: &str) -> Service {
         ports: Vec::new(),
         tasks: Vec::new(),
         timeouts: Timeouts::default(),
+        health: Default::default(),
     };
     let mut mode = PublishMode::Ingress;
     for word in words {
