@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use weir_loader::Counters;
+use weir_loader::{Answers, Counters};
 use weir_mesh::{
     Balance, Ident, NodeName, Protocol, PublishMode, PublishedPort, Service, ServiceName,
     TargetPort, Task, TaskName, TaskState, Timeouts,
@@ -130,6 +130,10 @@ pub struct TaskView {
     pub weight: u16,
     /// Whether it should take flows.
     pub state: TaskState,
+    /// Why it takes no new flows although the source wants it to, or why it does although it should
+    /// not; only of this node's tasks.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub health: Option<String>,
     /// Whether the kernel lets it: `active`, `draining`, `gone`, or `absent`.
     pub kernel: String,
     /// How this node reaches it: `peer`, `neighbour`, `tunnel`, `unreachable`, or nothing.
@@ -142,13 +146,20 @@ pub struct TaskView {
 
 /// Packets and bytes, and connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "each field is that of weir_loader::Counters")]
+#[expect(
+    missing_docs,
+    reason = "each field is that of weir_loader::Counters, or of the Answers in it"
+)]
 pub struct CountersView {
     pub connections: u64,
     pub rx_packets: u64,
     pub rx_bytes: u64,
     pub tx_packets: u64,
     pub tx_bytes: u64,
+    #[serde(default)]
+    pub accepted: u64,
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// `/api/v1/nodes`
@@ -266,6 +277,7 @@ fn task(service: &ServiceName, task: &Task, now: &Observation) -> TaskView {
         addresses: task.addresses().collect(),
         weight: task.weight,
         state: task.state,
+        health: now.health.get(&ident).and_then(|health| health.reason.clone()),
         kernel: stats.map_or("absent", |stats| kernel_state(stats.state)).to_owned(),
         via: stats.map(|stats| via(stats.via).to_owned()),
         active: stats.map_or(0, |stats| stats.active),
@@ -310,7 +322,9 @@ pub fn nodes(now: &Observation) -> Nodes {
 
 impl From<Counters> for CountersView {
     fn from(counters: Counters) -> Self {
-        let Counters { connections, rx_packets, rx_bytes, tx_packets, tx_bytes } = counters;
-        Self { connections, rx_packets, rx_bytes, tx_packets, tx_bytes }
+        let Counters { connections, rx_packets, rx_bytes, tx_packets, tx_bytes, answers } =
+            counters;
+        let Answers { accepted, refused } = answers;
+        Self { connections, rx_packets, rx_bytes, tx_packets, tx_bytes, accepted, refused }
     }
 }

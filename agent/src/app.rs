@@ -18,7 +18,11 @@ use crate::{
     lock::Lock,
     logging::Logging,
     metrics::Metrics,
-    observe::Observer,
+    observe::{Judged, Observer},
+    probes::{
+        judge::{self, Wires},
+        prober, refusals,
+    },
     reconciler::{
         self,
         thread::{Handle, Started},
@@ -51,8 +55,10 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     tokio::spawn(source.run(reload_requests));
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
-    tokio::spawn(snapshots::keep(state, view.clone()));
-    tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait));
+    let (chamber, Wires { held, findings, targets, health }) =
+        judge::wired(config.node.name.clone());
+    tokio::spawn(snapshots::keep(state, writer.declared()));
+    tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait, chamber));
 
     // Snapshots -> the kernel.
     let metrics = Arc::new(Metrics::new());
@@ -62,13 +68,20 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
             .context("cannot start the reconciler's thread")?;
     tokio::spawn(reconciler.clone().follow(view.clone()));
 
+    // The node's own tasks -> snapshots.
+    tokio::spawn(prober::run(targets, findings.clone()));
+
     // All of it -> metrics, health, admin API.
     let (opened_in, opened) = watch::channel(false);
     let config = Arc::new(config);
-    let observer = Observer::new(config.clone(), source_state, view, reconciler.clone(), opened);
+    let judged = Judged { view, health };
+    let observer = Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened);
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
-    opening.await.context("the reconciler's thread ended early")??;
+    let already = opening.await.context("the reconciler's thread ended early")??;
+    // It is gone only if the writer of snapshots is.
+    held.send(already).ok();
+    tokio::spawn(refusals::run(reconciler.clone(), findings));
     opened_in.send_replace(true);
     info!(node = %config.node.name, address = %config.node.address, "the agent runs");
 

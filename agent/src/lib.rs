@@ -18,6 +18,7 @@ pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod observe;
+pub mod probes;
 pub mod reconciler;
 pub mod snapshots;
 pub mod source;

@@ -13,16 +13,25 @@ use tokio::{
 
 use crate::{
     config::Config,
+    probes::LocalHealth,
     reconciler::{ReconcileReport, StatsReport, thread::Handle},
     snapshots::View,
     source::SourceState,
 };
 
+/// The mesh as it should be, and how this node's tasks are.
+pub struct Judged {
+    /// The mesh.
+    pub view: watch::Receiver<View>,
+    /// The tasks.
+    pub health: watch::Receiver<LocalHealth>,
+}
+
 /// Where observations are made.
 pub struct Observer {
     config: Arc<Config>,
     source: watch::Receiver<SourceState>,
-    view: watch::Receiver<View>,
+    judged: Judged,
     reconciler: Handle,
     stats: Mutex<Arc<StatsReport>>,
     started: Instant,
@@ -38,6 +47,8 @@ pub struct Observation {
     pub source: SourceState,
     /// The mesh as it should be.
     pub view: View,
+    /// How this node's tasks are.
+    pub health: LocalHealth,
     /// How the kernel stands to it.
     pub report: ReconcileReport,
     /// What the kernel counted.
@@ -58,14 +69,14 @@ impl Observer {
     pub fn new(
         config: Arc<Config>,
         source: watch::Receiver<SourceState>,
-        view: watch::Receiver<View>,
+        judged: Judged,
         reconciler: Handle,
         opened: watch::Receiver<bool>,
     ) -> Self {
         let mut long_ago = StatsReport::empty();
         long_ago.read = long_ago.read.checked_sub(FRESH).unwrap_or(long_ago.read);
         let stats = Mutex::new(Arc::new(long_ago));
-        Self { config, source, view, reconciler, stats, started: Instant::now(), opened }
+        Self { config, source, judged, reconciler, stats, started: Instant::now(), opened }
     }
 
     /// This moment, with counters as they were last read.
@@ -103,7 +114,8 @@ impl Observer {
         Observation {
             config: self.config.clone(),
             source: self.source.borrow().clone(),
-            view: self.view.borrow().clone(),
+            view: self.judged.view.borrow().clone(),
+            health: self.judged.health.borrow().clone(),
             report: self.reconciler.report().borrow().clone(),
             stats,
             started: self.started,

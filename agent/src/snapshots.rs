@@ -11,6 +11,7 @@ use weir_mesh::{Generation, MeshSnapshot};
 
 use crate::{
     diff, memory,
+    probes::judge::{Chamber, Judge},
     source::{Desired, SourceState},
     state::{Restored, StateFile},
 };
@@ -26,11 +27,14 @@ pub struct View {
     pub noticed: Instant,
 }
 
-/// Makes snapshots of what the source says.
+/// Makes snapshots of what the source says, and of what is known of this node's tasks.
 pub struct SnapshotWriter {
     restored: Option<Restored>,
+    /// What the source said last, without what is known of tasks.
+    declared: Arc<MeshSnapshot>,
     last: Arc<MeshSnapshot>,
     view: watch::Sender<View>,
+    declared_view: watch::Sender<View>,
 }
 
 impl SnapshotWriter {
@@ -39,65 +43,118 @@ impl SnapshotWriter {
         let nothing = View { snapshot: None, stale: false, noticed: Instant::now() };
         let (view, receiver) = watch::channel(nothing);
         let last = restored.as_ref().map(|restored| restored.snapshot.clone());
-        (Self { restored, last: Arc::new(last.unwrap_or_default()), view }, receiver)
+        let last = Arc::new(last.unwrap_or_default());
+        let declared_view = watch::Sender::new(view.borrow().clone());
+        (Self { restored, declared: last.clone(), last, view, declared_view }, receiver)
     }
 
-    /// Follows the source until it ends. Until the source has spoken, or `start_wait` is over,
-    /// there is no snapshot, and so nothing that the kernel holds is touched.
-    pub async fn run(mut self, mut source: watch::Receiver<SourceState>, start_wait: Duration) {
+    /// The snapshots without what is known of tasks: what is worth keeping for a later start.
+    pub fn declared(&self) -> watch::Receiver<View> {
+        self.declared_view.subscribe()
+    }
+
+    /// Follows the source until it ends. Until the source has spoken, or `start_wait` is over, and
+    /// until it is known what the kernel holds, there is no snapshot, and so nothing that the kernel
+    /// holds is touched.
+    pub async fn run(
+        mut self,
+        mut source: watch::Receiver<SourceState>,
+        start_wait: Duration,
+        chamber: Chamber,
+    ) {
         let spoken = source.wait_for(|state| state.readings > 0);
         if time::timeout(start_wait, spoken).await.is_err() {
             warn!(?start_wait, "the source has not spoken, going on without it");
         }
+        let Some(mut judge) = chamber.open().await else { return };
+        self.follow(&source.borrow_and_update().clone(), &mut judge);
         loop {
-            let state = source.borrow_and_update().clone();
-            match &state.desired {
-                Some(desired) => self.take(desired, state.noticed),
-                None => self.fall_back(),
-            }
-            if source.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = source.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.follow(&source.borrow_and_update().clone(), &mut judge);
+                }
+                () = judge.changed() => self.judge_again(&judge),
             }
         }
     }
 
-    fn take(&mut self, desired: &Desired, noticed: Instant) {
-        let unchanged = desired.nodes == self.last.nodes && desired.services == self.last.services;
-        let known = self.view.borrow().clone();
-        if unchanged && known.snapshot.is_some() && !known.stale {
+    fn follow(&mut self, state: &SourceState, judge: &mut Judge) {
+        match &state.desired {
+            Some(desired) => self.take(desired, state.noticed, judge),
+            None => self.fall_back(judge),
+        }
+    }
+
+    fn take(&mut self, desired: &Desired, noticed: Instant, judge: &mut Judge) {
+        let declared = &self.declared;
+        let unchanged = desired.nodes == declared.nodes && desired.services == declared.services;
+        let (begun, stale) = self.stands();
+        if unchanged && begun && !stale {
             return;
         }
-        let generation = match unchanged && self.last.generation > Generation(0) {
-            true => self.last.generation,
-            false => Generation(self.last.generation.0 + 1),
-        };
-        let snapshot = MeshSnapshot {
-            generation,
+        judge.declare(&desired.services, &declared.services);
+        self.declared = Arc::new(MeshSnapshot {
+            generation: declared.generation,
             nodes: desired.nodes.clone(),
             services: desired.services.clone(),
-        };
-        let services = snapshot.services.len();
-        let changes = diff::summary(&self.last, &snapshot);
-        if changes.is_empty() {
-            info!(%generation, services, "the source confirms the last snapshot");
-        } else {
-            info!(%generation, services, changes, "a new snapshot");
-        }
+        });
         self.restored = None;
-        self.publish(Arc::new(snapshot), false, noticed);
+        self.publish(judge, false, noticed);
     }
 
-    fn fall_back(&mut self) {
+    fn fall_back(&mut self, judge: &mut Judge) {
         let Some(restored) = self.restored.take() else { return };
         let generation = restored.snapshot.generation;
         let age = restored.written.elapsed().unwrap_or_default().as_secs();
         warn!(%generation, age_seconds = age, "no source is good, going on with the snapshot on disk");
-        self.publish(Arc::new(restored.snapshot), true, Instant::now());
+        judge.declare(&self.declared.services, &self.declared.services);
+        self.publish(judge, true, Instant::now());
     }
 
-    fn publish(&mut self, snapshot: Arc<MeshSnapshot>, stale: bool, noticed: Instant) {
-        self.last = snapshot.clone();
-        self.view.send_replace(View { snapshot: Some(snapshot), stale, noticed });
+    /// Something was found out about this node's tasks.
+    fn judge_again(&mut self, judge: &Judge) {
+        let (begun, stale) = self.stands();
+        if begun && judge.overlaid() != self.last.services {
+            self.publish(judge, stale, Instant::now());
+        }
+    }
+
+    /// Whether there is a snapshot, and whether it is from disk.
+    fn stands(&self) -> (bool, bool) {
+        let view = self.view.borrow();
+        (view.snapshot.is_some(), view.stale)
+    }
+
+    fn publish(&mut self, judge: &Judge, stale: bool, noticed: Instant) {
+        let (nodes, services) = (&self.declared.nodes, judge.overlaid());
+        let unchanged = *nodes == self.last.nodes && services == self.last.services;
+        let generation = match unchanged && self.last.generation > Generation(0) {
+            true => self.last.generation,
+            false => Generation(self.last.generation.0 + 1),
+        };
+        let snapshot = MeshSnapshot { generation, nodes: nodes.clone(), services };
+        let count = snapshot.services.len();
+        let changes = diff::summary(&self.last, &snapshot);
+        if !changes.is_empty() {
+            info!(%generation, services = count, changes, "a new snapshot");
+        } else if !stale {
+            info!(%generation, services = count, "the source confirms the last snapshot");
+        }
+        self.last = Arc::new(snapshot);
+        self.declared = match self.last.services == self.declared.services {
+            true => self.last.clone(),
+            false => {
+                let MeshSnapshot { nodes, services, .. } = &*self.declared;
+                let (nodes, services) = (nodes.clone(), services.clone());
+                Arc::new(MeshSnapshot { generation, nodes, services })
+            }
+        };
+        let declared = View { snapshot: Some(self.declared.clone()), stale, noticed };
+        self.declared_view.send_replace(declared);
+        self.view.send_replace(View { snapshot: Some(self.last.clone()), stale, noticed });
     }
 }
 
@@ -151,6 +208,12 @@ mod tests {
     use weir_mesh::{Node, NodeName};
 
     use super::*;
+    use tokio::sync::mpsc;
+
+    use crate::probes::{
+        Finding, Held, LocalHealth, Targets,
+        judge::{Wires, wired},
+    };
 
     fn desired(nodes: &[&str]) -> Desired {
         let node = |name: &&str| {
@@ -175,11 +238,22 @@ mod tests {
 
     const WAIT: Duration = Duration::from_secs(30);
 
+    /// The wires that are not used up.
+    type Rest = (mpsc::Sender<Finding>, watch::Receiver<Targets>, watch::Receiver<LocalHealth>);
+
+    /// Runs a writer over a kernel that held nothing.
+    fn begin(writer: SnapshotWriter, source: watch::Receiver<SourceState>) -> Rest {
+        let (chamber, Wires { held, findings, targets, health }) = wired(NodeName::new("n1"));
+        held.send(Held::new()).unwrap();
+        tokio::spawn(writer.run(source, WAIT, chamber));
+        (findings, targets, health)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn nothing_is_decided_until_the_source_has_spoken() {
         let (source, input) = watch::channel(SourceState::silent());
         let (writer, mut view) = SnapshotWriter::new(Some(restored(&["n1"])));
-        tokio::spawn(writer.run(input, WAIT));
+        let _wires = begin(writer, input);
         time::sleep(WAIT / 2).await;
         assert!(view.borrow().snapshot.is_none());
         source.send_replace(said(Some(desired(&["n1", "n2"]))));
@@ -192,7 +266,7 @@ mod tests {
     async fn a_source_that_stays_silent_is_not_waited_for_for_ever() {
         let (_source, input) = watch::channel(SourceState::silent());
         let (writer, mut view) = SnapshotWriter::new(Some(restored(&["n1"])));
-        tokio::spawn(writer.run(input, WAIT));
+        let _wires = begin(writer, input);
         let view = view.wait_for(|view| view.snapshot.is_some()).await.unwrap();
         assert!(view.stale);
     }
@@ -203,7 +277,7 @@ mod tests {
         let (writer, mut view) = SnapshotWriter::new(Some(restored(&["n1"])));
         source.send_replace(said(None));
         let started = time::Instant::now();
-        tokio::spawn(writer.run(input, WAIT));
+        let _wires = begin(writer, input);
         let stale = view.wait_for(|view| view.snapshot.is_some()).await.unwrap().stale;
         assert!(stale && started.elapsed() < Duration::from_secs(1));
         source.send_replace(said(Some(desired(&["n1"]))));
@@ -216,7 +290,7 @@ mod tests {
         let (source, input) = watch::channel(SourceState::silent());
         let (writer, view) = SnapshotWriter::new(None);
         source.send_replace(said(None));
-        tokio::spawn(writer.run(input, WAIT));
+        let _wires = begin(writer, input);
         time::sleep(WAIT * 2).await;
         assert!(view.borrow().snapshot.is_none());
     }

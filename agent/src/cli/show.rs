@@ -158,7 +158,7 @@ fn frontend(port: &PortView) -> String {
 }
 
 fn counter_row(table: &mut Table, first: &str, second: &str, counters: &CountersView) {
-    let CountersView { connections, rx_packets, rx_bytes, tx_packets, tx_bytes } = *counters;
+    let CountersView { connections, rx_packets, rx_bytes, tx_packets, tx_bytes, .. } = *counters;
     let counts = [connections, rx_packets, tx_packets, rx_bytes, tx_bytes].map(|n| n.to_string());
     let [connections, rx_packets, tx_packets, rx_bytes, tx_bytes] = &counts;
     table.row([first, second, connections, rx_packets, tx_packets, rx_bytes, tx_bytes]);
@@ -194,10 +194,14 @@ fn task_state(task: &TaskView) -> String {
         Some("unreachable") => ", unreachable",
         _ => "",
     };
-    match task.kernel.as_str() {
+    let state = match task.kernel.as_str() {
         kernel if kernel == wanted => format!("{wanted}{via}"),
         "gone" | "absent" if wanted == "down" => wanted.to_owned(),
         kernel => format!("{wanted} (kernel: {kernel}{via})"),
+    };
+    match &task.health {
+        Some(reason) => format!("{state}; {reason}"),
+        None => state,
     }
 }
 

@@ -218,6 +218,15 @@ impl<'t, 'i> Value<'t, 'i> {
         within
     }
 
+    /// `true` or `false`; `example` says what else would be right.
+    pub fn switch(&self, example: &str) -> Option<bool> {
+        let switch = self.value.get_ref().as_bool();
+        if switch.is_none() {
+            self.wrong_type("true or false", example);
+        }
+        switch
+    }
+
     /// A whole number, whatever its size, as written.
     pub fn integer_text(&self) -> Option<String> {
         self.value.get_ref().as_integer().map(ToString::to_string)

@@ -14,6 +14,8 @@ use crate::{
     config::{Config, Overrides, Settings},
     host::Host,
     listeners::ListenerTable,
+    observe::Judged,
+    probes::LocalHealth,
     reconciler::{
         self, StatsReport,
         fake::{Fake, mesh},
@@ -63,8 +65,10 @@ impl Agent {
         opening.await.unwrap().unwrap();
         tokio::spawn(reconciler.clone().follow(view_state.clone()));
         let (_opened_in, opened) = watch::channel(true);
+        let (_, health) = watch::channel(LocalHealth::default());
+        let judged = Judged { view: view_state, health };
         let observer =
-            Observer::new(config.clone(), source_state, view_state, reconciler.clone(), opened);
+            Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened);
         let socket = bind_socket(&config.socket).unwrap();
         tokio::spawn(Arc::new(Routes { observer, metrics }).serve_socket(socket));
         Self { directory, source, view, reconciler }

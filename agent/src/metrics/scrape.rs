@@ -13,7 +13,7 @@ use weir_mesh::{
     install::{BackendState, Frontend},
 };
 
-use crate::{observe::Observation, reconciler::BackendStats};
+use crate::{observe::Observation, probes::TaskHealth, reconciler::BackendStats};
 
 /// One moment.
 pub(super) struct Scrape {
@@ -25,6 +25,12 @@ type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// One of the counters that services and backends share.
 type CounterOf = (&'static str, &'static str, fn(&Counters) -> u64);
+
+/// What only a task has, on its own node.
+const ANSWERS: [CounterOf; 2] = [
+    ("accepted", "New connections that the task took", |counters| counters.answers.accepted),
+    ("refused", "New connections that the task refused", |counters| counters.answers.refused),
+];
 
 const COUNTERS: [CounterOf; 5] = [
     ("connections", "New flows", |counters| counters.connections),
@@ -142,7 +148,25 @@ impl Scrape {
             let series = rows.iter().map(|row| (row.labels(), count(row)));
             out.counter(&format!("backend_{name}"), help, series)?;
         }
-        Ok(())
+        let own: Vec<_> =
+            rows.iter().filter(|row| row.node == self.now.config.node.name.as_str()).collect();
+        for (name, help, value) in ANSWERS {
+            let count = |row: &TaskRow<'_>| row.stats.map_or(0, |stats| value(&stats.counters));
+            let series = own.iter().map(|row| (row.labels(), count(row)));
+            out.counter(&format!("backend_{name}"), help, series)?;
+        }
+        self.health(out, omitted == 0)
+    }
+
+    /// Of this node's tasks: whether they are healthy.
+    fn health(&self, out: &mut Out<'_, '_>, shown: bool) -> fmt::Result {
+        let tasks: Vec<_> = self.now.health.values().filter(|_| shown).collect();
+        let help = "Whether this node lets its task have new flows, as far as health is concerned";
+        let healthy = tasks.iter().map(|task| (health_labels(task), i64::from(task.healthy)));
+        out.gauge("task_healthy", help, healthy)?;
+        let help = "Times that this node ejected its task for refusing connections";
+        let ejections = tasks.iter().map(|task| (health_labels(task), task.ejections));
+        out.counter("task_ejections", help, ejections)
     }
 
     fn all_services(&self) -> impl Iterator<Item = &Service> {
@@ -244,6 +268,10 @@ impl Out<'_, '_> {
         }
         Ok(())
     }
+}
+
+fn health_labels(task: &TaskHealth) -> Labels<'_> {
+    vec![("service", task.service.as_str()), ("task", task.task.as_str())]
 }
 
 fn signed(number: u64) -> i64 {

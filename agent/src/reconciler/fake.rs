@@ -7,12 +7,12 @@ use std::{
     rc::Rc,
 };
 
-use weir_loader::{Attachments, Counters, Error, FlowCensus, Stats};
+use weir_loader::{Answers, Attachments, Counters, Error, FlowCensus, Stats};
 use weir_mesh::{
     Balance, Generation, Installed, Limits, MapOp, MeshSnapshot, Node, NodeName, Port, Protocol,
     PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState,
     Timeouts,
-    install::{Frontend, Via},
+    install::{BackendIndex, Frontend, Via},
 };
 
 use super::Kernel;
@@ -80,6 +80,13 @@ impl Kernel for Fake {
         let counters = Counters { connections: 7, ..Counters::default() };
         let backends = maps.installed.backends.keys().map(|index| (*index, counters)).collect();
         Ok(Stats { backends, ..Stats::default() })
+    }
+
+    fn answers(
+        &self,
+        backends: &mut dyn Iterator<Item = BackendIndex>,
+    ) -> Result<Vec<(BackendIndex, Answers)>, Error> {
+        Ok(backends.map(|index| (index, Answers { accepted: 1, refused: 2 })).collect())
     }
 
     fn collect_flows(&mut self) -> Result<FlowCensus, Error> {

@@ -5,8 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use weir_loader::{Attachments, Dataplane, Error, FlowCensus, Stats};
-use weir_mesh::{Installed, Limits, MapOp, install::Via};
+use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, Stats};
+use weir_mesh::{
+    Installed, Limits, MapOp,
+    install::{BackendIndex, Via},
+};
 
 /// A data plane that a [`super::Reconciler`] can drive: the kernel's, or one in memory in tests.
 pub trait Kernel {
@@ -26,6 +29,11 @@ pub trait Kernel {
     fn attachments(&self) -> Attachments;
     /// Reads the counters.
     fn stats(&self) -> Result<Stats, Error>;
+    /// Reads what these backends, tasks of this node, have said to new connections.
+    fn answers(
+        &self,
+        backends: &mut dyn Iterator<Item = BackendIndex>,
+    ) -> Result<Vec<(BackendIndex, Answers)>, Error>;
     /// Deletes flows that have timed out and counts the others.
     fn collect_flows(&mut self) -> Result<FlowCensus, Error>;
 }
@@ -60,6 +68,13 @@ impl Kernel for Dataplane {
 
     fn stats(&self) -> Result<Stats, Error> {
         Self::stats(self)
+    }
+
+    fn answers(
+        &self,
+        backends: &mut dyn Iterator<Item = BackendIndex>,
+    ) -> Result<Vec<(BackendIndex, Answers)>, Error> {
+        Self::answers(self, backends)
     }
 
     fn collect_flows(&mut self) -> Result<FlowCensus, Error> {

@@ -20,7 +20,7 @@ pub mod thread;
 use needs::{asks_anew, local_tasks, wanted_ports};
 
 pub use kernel::Kernel;
-pub use report::{BackendStats, ReconcileReport, StatsReport};
+pub use report::{BackendStats, ReconcileReport, StatsReport, TaskAnswers};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,12 +32,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, error, info, warn};
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, install::Frontend,
+    Ident, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem,
+    install::{BackendGeneration, BackendIndex, BackendRecord, BackendState, Frontend, Via},
 };
 
 use crate::{
     config::{Intervals, OnPortConflict},
     listeners::{Holder, ListenerTable},
+    probes::Held,
     snapshots::View,
 };
 
@@ -69,6 +71,8 @@ pub struct Reconciler<K> {
     due: Due,
     backoff: Duration,
     report: ReconcileReport,
+    /// Backends of this node's own tasks; `None` when they may have changed since.
+    own: Option<Vec<(BackendIndex, BackendGeneration, Ident)>>,
 }
 
 /// When what is next.
@@ -109,6 +113,7 @@ impl<K: Kernel> Reconciler<K> {
             due,
             backoff: FIRST_BACKOFF,
             report: ReconcileReport::default(),
+            own: None,
         };
         reconciler.note_installed();
         Ok(reconciler)
@@ -159,6 +164,37 @@ impl<K: Kernel> Reconciler<K> {
     pub fn stats(&self) -> Result<StatsReport, Error> {
         let stats = self.kernel.stats()?;
         Ok(StatsReport::new(stats, &self.census, self.expired, self.planner.installed()))
+    }
+
+    /// What this node's own tasks have said to new connections.
+    pub fn answers(&mut self) -> Result<Vec<TaskAnswers>, Error> {
+        let installed = self.planner.installed();
+        // Going through all backends of a large mesh several times a second would cost too much.
+        let own = self.own.get_or_insert_with(|| {
+            let own = installed.backends.iter().filter(|(_, record)| is_own(record));
+            own.map(|(index, record)| (*index, record.generation, record.ident)).collect()
+        });
+        let answers = self.kernel.answers(&mut own.iter().map(|(index, _, _)| *index))?;
+        let with_task = |(&(index, generation, task), (_, answers))| TaskAnswers {
+            index,
+            generation,
+            task,
+            answers,
+        };
+        Ok(own.iter().zip(answers).map(with_task).collect())
+    }
+
+    /// The tasks of this node that the kernel holds, and whether they get new flows.
+    pub fn held(&self) -> Held {
+        let mut held = Held::new();
+        for record in self.planner.installed().backends.values().filter(|it| is_own(it)) {
+            let state = held.entry(record.ident).or_insert(record.state);
+            // An earlier use of the same task may still drain.
+            if record.state == BackendState::Active {
+                *state = record.state;
+            }
+        }
+        held
     }
 
     /// The text form of what the kernel holds.
@@ -224,6 +260,7 @@ impl<K: Kernel> Reconciler<K> {
                 let differences = differences(&self.planner.installed().dump(), &installed.dump());
                 warn!(differences, "the kernel's maps are not what was written, repairing");
                 self.planner.resync(installed, self.moment(now));
+                self.own = None;
                 self.note_installed();
                 self.due.plan = Some(now);
             }
@@ -239,6 +276,10 @@ impl<K: Kernel> Reconciler<K> {
         let Some(snapshot) = self.snapshot() else { return };
         let started = Instant::now();
         let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
+        let of_backend = |op: &MapOp| matches!(op, MapOp::SetBackend(..) | MapOp::RemoveBackend(_));
+        if plan.ops.iter().any(of_backend) {
+            self.own = None;
+        }
         self.note_problems(&plan.problems, &snapshot);
         self.due.plan = plan.wake.map(|wake| self.epoch + wake.0);
         if let Err(failure) = self.apply(&plan.ops) {
@@ -301,6 +342,7 @@ impl<K: Kernel> Reconciler<K> {
             Ok(installed) => self.planner.resync(installed, self.moment(now)),
             Err(failure) => self.fail(&failure, now),
         }
+        self.own = None;
         self.note_installed();
         self.due.plan = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
@@ -377,6 +419,11 @@ impl<K: Kernel> Reconciler<K> {
             Err(failure) => warn!(error = %failure, "cannot go through the flow tables"),
         }
     }
+}
+
+/// Whether a backend is a task of this node.
+fn is_own(record: &BackendRecord) -> bool {
+    !matches!(record.via, Via::Tunnel { .. })
 }
 
 /// The first lines that only one of two dumps has.

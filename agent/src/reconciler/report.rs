@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weir_loader::{Attachments, Counters, FlowCensus, Stats};
+use weir_loader::{Answers, Attachments, Counters, FlowCensus, Stats};
 use weir_mesh::{
     Generation, Ident,
-    install::{BackendState, Frontend, Installed, Via},
+    install::{BackendGeneration, BackendIndex, BackendState, Frontend, Installed, Via},
 };
 
 use crate::listeners::Holder;
@@ -79,6 +79,19 @@ pub struct BackendStats {
     pub active: u64,
 }
 
+/// What a task of this node has said to new connections, in one place of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskAnswers {
+    /// The place.
+    pub index: BackendIndex,
+    /// Which use of it: each begins at zero.
+    pub generation: BackendGeneration,
+    /// The task.
+    pub task: Ident,
+    /// What it has said.
+    pub answers: Answers,
+}
+
 impl StatsReport {
     /// Nothing counted yet.
     pub fn empty() -> Self {
@@ -134,6 +147,10 @@ impl BackendStats {
             rx_bytes: self.counters.rx_bytes + other.counters.rx_bytes,
             tx_packets: self.counters.tx_packets + other.counters.tx_packets,
             tx_bytes: self.counters.tx_bytes + other.counters.tx_bytes,
+            answers: Answers {
+                accepted: self.counters.answers.accepted + other.counters.answers.accepted,
+                refused: self.counters.answers.refused + other.counters.answers.refused,
+            },
         };
     }
 }

@@ -10,12 +10,13 @@ use std::{
 use tokio::sync::{oneshot, watch};
 use weir_loader::{Dataplane, Error, Options};
 
-use super::{Kernel, ReconcileReport, Reconciler, Settings, StatsReport};
-use crate::snapshots::View;
+use super::{Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers};
+use crate::{probes::Held, snapshots::View};
 
 enum Message {
     View(View),
     Stats(oneshot::Sender<Result<StatsReport, Error>>),
+    Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
     Stop,
 }
@@ -44,8 +45,9 @@ pub struct Thread(thread::JoinHandle<()>);
 
 /// A reconciler that has been started.
 pub struct Started {
-    /// Whether the data plane could be opened, once that is known.
-    pub opening: oneshot::Receiver<Result<(), Error>>,
+    /// Whether the data plane could be opened, once that is known, and which tasks of this node it
+    /// held already.
+    pub opening: oneshot::Receiver<Result<Held, Error>>,
     /// Speaks to it.
     pub handle: Handle,
     /// Its thread.
@@ -71,7 +73,7 @@ pub(crate) fn spawn_with<K: Kernel + 'static>(
             open().and_then(|kernel| Reconciler::new(kernel, settings, Instant::now()));
         match reconciler {
             Ok(reconciler) => {
-                opened.send(Ok(())).ok();
+                opened.send(Ok(reconciler.held())).ok();
                 run(reconciler, &inbox, &report_in);
             }
             Err(error) => drop(opened.send(Err(error))),
@@ -100,6 +102,7 @@ fn run<K: Kernel>(
                 Message::View(view) => reconciler.take(view, Instant::now()),
                 // Whoever asked may have gone meanwhile.
                 Message::Stats(answer) => drop(answer.send(reconciler.stats())),
+                Message::Answers(answer) => drop(answer.send(reconciler.answers())),
                 Message::Dump(answer) => drop(answer.send(reconciler.dump())),
                 Message::Stop => return,
             }
@@ -130,6 +133,11 @@ impl Handle {
     /// Counters of now.
     pub async fn stats(&self) -> Result<StatsReport, AskError> {
         self.ask(Message::Stats).await
+    }
+
+    /// What this node's own tasks have said to new connections.
+    pub async fn answers(&self) -> Result<Vec<TaskAnswers>, AskError> {
+        self.ask(Message::Answers).await
     }
 
     /// The text form of the kernel's maps.

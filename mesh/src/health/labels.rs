@@ -9,7 +9,7 @@ use crate::service::TargetPort;
 pub type Wrong = (String, String);
 
 /// The labels that [`Wishes::take`] knows.
-pub const KNOWN: [&str; 10] = [
+pub const KNOWN: [&str; 11] = [
     "weir.health",
     "weir.health.interval",
     "weir.health.timeout",
@@ -18,6 +18,7 @@ pub const KNOWN: [&str; 10] = [
     "weir.health.port",
     "weir.eject",
     "weir.eject.refused",
+    "weir.eject.within",
     "weir.eject.for",
     "weir.eject.panic",
 ];
@@ -40,6 +41,7 @@ pub struct Wishes {
     /// `weir.eject`: whether at all.
     eject: Option<bool>,
     refused: Option<u32>,
+    within: Option<Duration>,
     time: Option<Duration>,
     panic: Option<u8>,
 }
@@ -57,6 +59,7 @@ impl Wishes {
             "weir.health.port" => set(&mut self.port, port(value)),
             "weir.eject" => set(&mut self.eject, switch(value)),
             "weir.eject.refused" => set(&mut self.refused, count(value)),
+            "weir.eject.within" => set(&mut self.within, time(value)),
             "weir.eject.for" => set(&mut self.time, time(value)),
             "weir.eject.panic" => set(&mut self.panic, percent(value)),
             _ => return None,
@@ -75,6 +78,7 @@ impl Wishes {
             port: self.port.or(other.port),
             eject: self.eject.or(other.eject),
             refused: self.refused.or(other.refused),
+            within: self.within.or(other.within),
             time: self.time.or(other.time),
             panic: self.panic.or(other.panic),
         }
@@ -97,7 +101,7 @@ impl Wishes {
         let Ejection { refused, within, time, panic } = Ejection::default();
         let ejection = Ejection {
             refused: self.refused.unwrap_or(refused),
-            within,
+            within: self.within.unwrap_or(within),
             time: self.time.unwrap_or(time),
             panic: self.panic.unwrap_or(panic),
         };
@@ -211,6 +215,7 @@ mod tests {
             ("weir.health.port", "8081"),
             ("weir.eject", "true"),
             ("weir.eject.refused", "3"),
+            ("weir.eject.within", "7s"),
             ("weir.eject.for", "1m"),
             ("weir.eject.panic", "0"),
         ]);
@@ -223,8 +228,8 @@ mod tests {
             rise: 1,
             fall: 9,
         };
-        let time = Duration::from_secs(60);
-        let ejection = Ejection { refused: 3, time, panic: 0, ..Ejection::default() };
+        let (within, time) = (Duration::from_secs(7), Duration::from_secs(60));
+        let ejection = Ejection { refused: 3, within, time, panic: 0 };
         assert_eq!(health, Health { check: Some(check), ejection: Some(ejection) });
         let (health, _) = read(&[("weir.health", "off"), ("weir.eject", "false")]);
         assert_eq!(health, Health { check: None, ejection: None });

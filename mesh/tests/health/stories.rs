@@ -38,7 +38,10 @@ fn a_task_rises_after_good_probes_in_a_row_and_falls_after_bad_ones_in_a_row() {
     assert!(!state.note(false, &check), "the row is broken");
     assert!(!state.note(true, &check) && state.note(true, &check) && state.is_healthy());
     assert!(!state.note(false, &check) && !state.note(false, &check));
-    assert!(!state.note(true, &check) && state.is_healthy(), "two are not enough, the row is broken");
+    assert!(
+        !state.note(true, &check) && state.is_healthy(),
+        "two are not enough, the row is broken"
+    );
     assert!(!state.note(false, &check) && !state.note(false, &check));
     assert!(state.note(false, &check) && !state.is_healthy());
 }

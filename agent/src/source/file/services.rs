@@ -7,11 +7,11 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Node, NodeName, Port, Service, ServiceName, Task, TaskName, TaskState, Timeouts,
-    ports::PortSpec,
+    Balance, Health, Node, NodeName, Port, Service, ServiceName, Task, TaskName, TaskState,
+    Timeouts, ports::PortSpec,
 };
 
-use super::publish;
+use super::{health, publish};
 use crate::document::{Table, Value};
 
 /// A service and where it stands.
@@ -24,6 +24,7 @@ pub(super) struct ServiceDraft {
     /// What tasks that have other mistakes name as their node, and where.
     pub loose_nodes: Vec<(String, usize)>,
     pub timeouts: Timeouts,
+    pub health: Health,
 }
 
 /// A published port and where it stands.
@@ -66,8 +67,8 @@ impl ServiceDraft {
         let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
-        let Self { name, balance, timeouts, .. } = self;
-        Service { name, balance, ports, tasks, timeouts }
+        let Self { name, balance, timeouts, health, .. } = self;
+        Service { name, balance, ports, tasks, timeouts, health }
     }
 }
 
@@ -95,7 +96,7 @@ pub(super) fn service(
         None => "service without name".to_owned(),
     };
     let table = table.named(&subject);
-    table.allow_only(&["name", "balance", "publish", "task", "timeouts"]);
+    table.allow_only(&["name", "balance", "publish", "task", "timeouts", "health", "eject"]);
     let balance = table.get("balance").and_then(balance).unwrap_or_default();
     let ports = table.get("publish").map(publish::ports).unwrap_or_default();
     let tasks = table.get("task").and_then(|tasks| tasks.list("[[service.task]]"));
@@ -106,6 +107,10 @@ pub(super) fn service(
         Some(timeouts) => timeouts_of(timeouts, &subject, defaults),
         None => defaults,
     };
+    let health = Health {
+        check: table.get("health").and_then(|value| health::check(value, &subject, &ports)),
+        ejection: health::ejection(table.get("eject"), &subject),
+    };
     let name = ServiceName::new(name?);
     Some(ServiceDraft {
         name,
@@ -115,6 +120,7 @@ pub(super) fn service(
         tasks,
         loose_nodes,
         timeouts,
+        health,
     })
 }
 

@@ -1,0 +1,372 @@
+//! What is known of each task of this node, and what follows for the snapshot.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tracing::{info, warn};
+use weir_mesh::{
+    Ident, Moment, NodeName, Service, ServiceName, Task, TaskName, TaskState,
+    health::{CheckState, Ejection, EjectionState, Seen, spares},
+    install::BackendState,
+};
+
+use super::{Finding, Held, LocalHealth, Target, Targets, TaskHealth};
+use crate::diff::{Change, each_change};
+
+type Services = BTreeMap<ServiceName, Arc<Service>>;
+
+/// All that is known. Pure: it is told what was found, and when.
+#[derive(Debug)]
+pub struct Book {
+    node: NodeName,
+    /// Until the first declaration.
+    held: Option<Held>,
+    services: Services,
+    tasks: BTreeMap<ServiceName, BTreeMap<TaskName, Entry>>,
+    names: BTreeMap<Ident, (ServiceName, TaskName)>,
+    /// Services with tasks that are out, as they are to be in the snapshot.
+    changed: Services,
+}
+
+/// A task of this node.
+#[derive(Debug)]
+struct Entry {
+    ident: Ident,
+    addresses: (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>),
+    /// `None` when the service has no check.
+    check: Option<CheckState>,
+    /// Whether it has been healthy before.
+    known: bool,
+    /// What the last bad probe found.
+    problem: Option<String>,
+    /// Why the check has failed, as long as it fails.
+    failed: Option<String>,
+    ejection: EjectionState,
+    ejections: u64,
+    /// Out of the mesh by ejection.
+    ejected: bool,
+    /// What there is to be said.
+    reason: Option<String>,
+    healthy: bool,
+}
+
+impl Book {
+    /// Nothing is known but what the kernel held when the agent began: what it let have new flows
+    /// then is healthy until it proves otherwise.
+    pub fn new(node: NodeName, held: Held) -> Self {
+        Self {
+            node,
+            held: Some(held),
+            services: Services::new(),
+            tasks: BTreeMap::new(),
+            names: BTreeMap::new(),
+            changed: Services::new(),
+        }
+    }
+
+    /// Takes what the source wants now. `before`: what it wanted when the agent ran last, for the
+    /// first time.
+    pub fn declare(&mut self, services: &Services, before: &Services, now: Moment) {
+        let old = std::mem::replace(&mut self.services, services.clone());
+        let held = self.held.take().unwrap_or_default();
+        let mut touched = Vec::new();
+        each_change(&old, services, |name, change| {
+            touched.push(name.clone());
+            match change {
+                Change::Removed(_) => self.forget(name),
+                Change::Added(service) | Change::Changed(_, service) => {
+                    let earlier = before.get(name).map(|service| &**service);
+                    self.enter(service, earlier, &held, now);
+                }
+            }
+        });
+        touched.iter().for_each(|name| self.judge(name));
+    }
+
+    /// Takes what was found out; true when that changed what there is to be said of a task.
+    pub fn note(&mut self, finding: Finding, now: Moment) -> bool {
+        match finding {
+            Finding::Probed(task, found) => self.probed(task, found),
+            Finding::Seen(tasks) => tasks
+                .into_iter()
+                .fold(false, |changed, (task, seen)| self.seen(task, seen, now) || changed),
+        }
+    }
+
+    /// Lets time pass; true as for [`Book::note`].
+    pub fn tick(&mut self, now: Moment) -> bool {
+        let mut over = Vec::new();
+        for (name, tasks) in &mut self.tasks {
+            let Some(settings) = self.services.get(name).and_then(|it| it.health.ejection) else {
+                continue;
+            };
+            let ticked = tasks
+                .values_mut()
+                .filter_map(|entry| entry.ejection.tick(now, &settings).then_some(()));
+            if ticked.count() > 0 {
+                over.push(name.clone());
+            }
+        }
+        over.iter().for_each(|name| self.judge(name));
+        !over.is_empty()
+    }
+
+    /// When [`Book::tick`] is next needed.
+    pub fn due(&self) -> Option<Moment> {
+        let entries = self.tasks.values().flat_map(BTreeMap::values);
+        entries.filter_map(|entry| entry.ejection.due()).min()
+    }
+
+    /// The services as they are to be in the snapshot: tasks that are out are draining.
+    pub fn overlaid(&self) -> Services {
+        let mut services = self.services.clone();
+        let changed = self.changed.iter();
+        services.extend(changed.map(|(name, service)| (name.clone(), service.clone())));
+        services
+    }
+
+    /// What is to be probed: active tasks of services with a check.
+    pub fn targets(&self) -> Targets {
+        let mut targets = BTreeMap::new();
+        for (name, tasks) in &self.tasks {
+            let Some(service) = self.services.get(name) else { continue };
+            let Some(check) = &service.health.check else { continue };
+            let Some(port) = check.target(service) else { continue };
+            for task in service.tasks.iter().filter(|task| task.state == TaskState::Active) {
+                let entry = tasks.get(&task.name).filter(|_| task.node == self.node);
+                let Some((entry, address)) = entry.zip(task.addresses().next()) else { continue };
+                let address: IpAddr = address;
+                let address = SocketAddr::new(address, port.get());
+                let target = Target { address, check: check.clone(), known: entry.known };
+                targets.insert(entry.ident, target);
+            }
+        }
+        Arc::new(targets)
+    }
+
+    /// How the tasks are that are judged at all.
+    pub fn health(&self) -> LocalHealth {
+        let mut health = BTreeMap::new();
+        for (service, tasks) in &self.tasks {
+            for (task, entry) in tasks {
+                let Entry { ident, healthy, ejections, .. } = *entry;
+                let (service, task) = (service.clone(), task.clone());
+                let reason = entry.reason.clone();
+                health.insert(ident, TaskHealth { service, task, healthy, reason, ejections });
+            }
+        }
+        Arc::new(health)
+    }
+
+    fn forget(&mut self, service: &ServiceName) {
+        let tasks = self.tasks.remove(service).unwrap_or_default();
+        tasks.values().for_each(|entry| drop(self.names.remove(&entry.ident)));
+    }
+
+    fn enter(&mut self, service: &Service, before: Option<&Service>, held: &Held, now: Moment) {
+        let mut known = self.tasks.remove(&service.name).unwrap_or_default();
+        known.values().for_each(|entry| drop(self.names.remove(&entry.ident)));
+        let checked = service.health.check.as_ref().is_some_and(|it| it.target(service).is_some());
+        let judged = checked || service.health.ejection.is_some();
+        let mut entries = BTreeMap::new();
+        for task in service.tasks.iter().filter(|task| judged && task.node == self.node) {
+            let ident = Ident::of_task(&service.name, &task.name, &task.node);
+            let same = |entry: &Entry| entry.addresses == (task.ipv4, task.ipv6);
+            let mut entry = match known.remove(&task.name).filter(same) {
+                Some(entry) => entry,
+                None => {
+                    let wanted = before.is_none_or(|service| was_active(service, task));
+                    let held = held.get(&ident).copied().filter(|_| wanted);
+                    Entry::new(ident, task, held, service, now)
+                }
+            };
+            entry.fit(checked, service.health.ejection.is_some());
+            self.names.insert(ident, (service.name.clone(), task.name.clone()));
+            entries.insert(task.name.clone(), entry);
+        }
+        if !entries.is_empty() {
+            self.tasks.insert(service.name.clone(), entries);
+        }
+    }
+
+    fn probed(&mut self, task: Ident, found: Result<(), String>) -> bool {
+        let Some((service, entry)) = self.entry(task) else { return false };
+        let Some(check) = &service.health.check else { return false };
+        let Some(state) = &mut entry.check else { return false };
+        let turned = state.note(found.is_ok(), check);
+        entry.known |= state.is_healthy();
+        let problem = found.err();
+        // While it is healthy, a single bad probe is nothing to speak of.
+        let news = !state.is_healthy() && problem.is_some() && problem != entry.problem;
+        entry.problem = problem.or(entry.problem.take());
+        if turned && state.is_healthy() {
+            (entry.problem, entry.failed) = (None, None);
+        } else if turned && let Some(problem) = &entry.problem {
+            entry.failed = Some(format!("{problem}, {} times", check.fall));
+        }
+        if turned || news {
+            let name = service.name.clone();
+            self.judge(&name);
+        }
+        turned || news
+    }
+
+    fn seen(&mut self, task: Ident, seen: Seen, now: Moment) -> bool {
+        let Some((service, entry)) = self.entry(task) else { return false };
+        let Some(settings) = &service.health.ejection else { return false };
+        let changed = entry.ejection.note(seen, now, settings);
+        if changed {
+            let name = service.name.clone();
+            self.judge(&name);
+        }
+        changed
+    }
+
+    fn entry(&mut self, task: Ident) -> Option<(Arc<Service>, &mut Entry)> {
+        let (service, task) = self.names.get(&task)?;
+        let entry = self.tasks.get_mut(service)?.get_mut(task)?;
+        Some((self.services.get(service)?.clone(), entry))
+    }
+
+    /// Decides which tasks of a service are out.
+    fn judge(&mut self, name: &ServiceName) {
+        let (Some(service), Some(tasks)) = (self.services.get(name), self.tasks.get_mut(name))
+        else {
+            self.changed.remove(name);
+            return;
+        };
+        let serves = |task: &&Task| task.state == TaskState::Active && task.weight > 0;
+        let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
+        let here = |task: &&&Task| task.node == self.node;
+        let mine = || serving.iter().filter(here).filter_map(|task| tasks.get(&task.name));
+        let failing = mine().filter(|entry| entry.fails()).count();
+        let ejected = mine().filter(|entry| !entry.fails() && entry.is_ejected()).count();
+        let settings = service.health.ejection;
+        let spared = settings.filter(|it| spares(serving.len(), failing, ejected, it));
+        tasks.iter_mut().for_each(|(task, entry)| entry.conclude(spared.as_ref(), name, task));
+        let mut changed = (**service).clone();
+        let mut any = false;
+        for task in changed.tasks.iter_mut().filter(|task| task.node == self.node) {
+            let out = tasks.get(&task.name).is_some_and(|entry| !entry.healthy);
+            if out && task.state == TaskState::Active {
+                task.state = TaskState::Draining;
+                any = true;
+            }
+        }
+        if !any {
+            self.changed.remove(name);
+        } else if self.changed.get(name).is_none_or(|known| **known != changed) {
+            self.changed.insert(name.clone(), Arc::new(changed));
+        }
+    }
+}
+
+/// Whether a task of these names was to take new flows. One that was not there may have been.
+fn was_active(service: &Service, task: &Task) -> bool {
+    let known = service.tasks.iter().find(|known| known.name == task.name);
+    known.is_none_or(|known| known.node != task.node || known.state == TaskState::Active)
+}
+
+impl Entry {
+    /// A task that is new, or that the kernel held when the agent began.
+    fn new(
+        ident: Ident,
+        task: &Task,
+        held: Option<BackendState>,
+        service: &Service,
+        now: Moment,
+    ) -> Self {
+        let was_in = held == Some(BackendState::Active);
+        // It was to have new flows and had none: it was out, and nobody knows since when.
+        let was_out = held.is_some() && !was_in && task.state == TaskState::Active;
+        let settings =
+            service.health.ejection.filter(|_| was_out && service.health.check.is_none());
+        Self {
+            ident,
+            addresses: (task.ipv4, task.ipv6),
+            check: service.health.check.as_ref().map(|_| CheckState::new(was_in)),
+            known: held.is_some(),
+            problem: None,
+            failed: None,
+            ejection: settings
+                .map(|settings| EjectionState::ejected(now, &settings))
+                .unwrap_or_default(),
+            ejections: 0,
+            ejected: settings.is_some(),
+            reason: None,
+            healthy: true,
+        }
+    }
+
+    /// Follows a change of what the service asks for. A task that serves goes on serving.
+    fn fit(&mut self, checked: bool, ejecting: bool) {
+        match (checked, self.check) {
+            (true, None) => self.check = Some(CheckState::new(true)),
+            (false, Some(_)) => (self.check, self.problem, self.failed) = (None, None, None),
+            _ => {}
+        }
+        if !ejecting {
+            self.ejection = EjectionState::default();
+        }
+    }
+
+    fn fails(&self) -> bool {
+        self.check.is_some_and(|check| !check.is_healthy())
+    }
+
+    fn is_ejected(&self) -> bool {
+        self.ejection.current().is_some()
+    }
+
+    /// Notes what follows, given whether the panic threshold keeps ejected tasks in.
+    fn conclude(&mut self, spared: Option<&Ejection>, service: &ServiceName, task: &TaskName) {
+        let was = self.healthy;
+        let ejected = self.is_ejected() && spared.is_none();
+        self.ejections += u64::from(ejected && !self.ejected);
+        self.ejected = ejected;
+        self.healthy = !self.fails() && !ejected;
+        self.reason = self.reason_now(spared);
+        match (was, self.healthy) {
+            (true, false) => {
+                let reason = self.reason.as_deref().unwrap_or_default();
+                warn!(%service, %task, reason, "a task takes no new flows");
+            }
+            (false, true) => info!(%service, %task, "a task takes new flows again"),
+            _ => {}
+        }
+    }
+
+    fn reason_now(&self, spared: Option<&Ejection>) -> Option<String> {
+        if self.fails() {
+            let problem = match (&self.failed, &self.problem) {
+                (Some(failed), _) => failed.clone(),
+                (None, Some(problem)) => format!("not healthy yet, {problem}"),
+                (None, None) => "not healthy yet".to_owned(),
+            };
+            return Some(format!("health: {problem}"));
+        }
+        let (time, refused) = self.ejection.current()?;
+        Some(match (spared, refused) {
+            (Some(Ejection { panic, .. }), _) => format!(
+                "not ejected, although it refused {refused} connections: fewer than {panic} % of \
+                 the tasks would be left"
+            ),
+            (None, 0) => format!("ejected for {}: so it was when the agent began", spelled(time)),
+            (None, _) => format!("ejected for {}: refused {refused} connections", spelled(time)),
+        })
+    }
+}
+
+fn spelled(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 => format!("{} s", time.as_secs()),
+        _ => format!("{} ms", time.as_millis()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

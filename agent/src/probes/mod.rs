@@ -1,0 +1,65 @@
+//! Whether this node's own tasks can serve: asked by probes, and seen by what they refuse.
+//!
+//! [`prober`] asks, [`refusals`] reads what the kernel counted; both only report. [`book`] keeps what
+//! follows for each task, and is changed by nobody but the [`SnapshotWriter`]: a task that is out is
+//! draining in the snapshot, so that it keeps its flows and gets no new ones.
+//!
+//! [`SnapshotWriter`]: crate::snapshots::SnapshotWriter
+
+mod ask;
+pub mod book;
+pub mod judge;
+pub mod prober;
+pub mod refusals;
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use weir_mesh::{
+    Ident, ServiceName, TaskName,
+    health::{Check, Seen},
+    install::BackendState,
+};
+
+/// Tasks of this node that the kernel held when the agent began, and in which state.
+pub type Held = BTreeMap<Ident, BackendState>;
+
+/// What was found out about tasks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// What a probe of a task found: nothing wrong, or what.
+    Probed(Ident, Result<(), String>),
+    /// What tasks have said to new connections since the last time.
+    Seen(Vec<(Ident, Seen)>),
+}
+
+/// A task to be probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Where.
+    pub address: SocketAddr,
+    /// How.
+    pub check: Check,
+    /// Whether it has been healthy before; one that has not is asked sooner.
+    pub known: bool,
+}
+
+/// The tasks to be probed.
+pub type Targets = Arc<BTreeMap<Ident, Target>>;
+
+/// How a task of this node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskHealth {
+    /// Its service.
+    pub service: ServiceName,
+    /// Its name.
+    pub task: TaskName,
+    /// Whether it may have new flows, as far as this is concerned.
+    pub healthy: bool,
+    /// What there is to be said of it: why it is out, or why it is not although it should be.
+    pub reason: Option<String>,
+    /// How often it was ejected since the agent began.
+    pub ejections: u64,
+}
+
+/// How the tasks of this node are that are judged at all; what the node can say of them to others.
+pub type LocalHealth = Arc<BTreeMap<Ident, TaskHealth>>;
