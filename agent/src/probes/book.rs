@@ -200,6 +200,10 @@ impl Book {
         let turned = state.note(found.is_ok(), check);
         entry.known |= state.is_healthy();
         let problem = found.err();
+        if problem.is_some() && entry.ejection.current().is_some_and(|(_, refused)| refused == 0) {
+            // That is why it was out when the agent began.
+            entry.ejection = EjectionState::default();
+        }
         // While it is healthy, a single bad probe is nothing to speak of.
         let news = !state.is_healthy() && problem.is_some() && problem != entry.problem;
         entry.problem = problem.or(entry.problem.take());
@@ -281,10 +285,9 @@ impl Entry {
         now: Moment,
     ) -> Self {
         let was_in = held == Some(BackendState::Active);
-        // It was to have new flows and had none: it was out, and nobody knows since when.
+        // It was to have new flows and had none: it was out, and nobody knows since when, nor why.
         let was_out = held.is_some() && !was_in && task.state == TaskState::Active;
-        let settings =
-            service.health.ejection.filter(|_| was_out && service.health.check.is_none());
+        let settings = service.health.ejection.filter(|_| was_out);
         Self {
             ident,
             addresses: (task.ipv4, task.ipv6),

@@ -197,6 +197,23 @@ fn after_a_restart_an_ejected_task_stays_out_for_a_while_and_what_was_draining_i
 }
 
 #[test]
+fn after_a_restart_a_task_that_was_out_is_ejected_if_it_passes_its_check() {
+    let held = held(&[(1, BackendState::Draining), (2, BackendState::Draining)]);
+    let mut book = book(held, web(checked()));
+    for _ in 0..2 {
+        probe(&mut book, 1, Ok(()));
+    }
+    probe(&mut book, 2, Err("tcp refused the connection"));
+    for _ in 0..2 {
+        probe(&mut book, 2, Ok(()));
+    }
+    assert_eq!(active(&book), ["2", "4"]);
+    assert_eq!(reason(&book, 1), "ejected for 10 s: so it was when the agent began");
+    assert!(book.tick(at(10)));
+    assert_eq!(active(&book), ["1", "2", "4"]);
+}
+
+#[test]
 fn a_task_with_another_address_is_another_and_one_that_drains_is_not_asked() {
     let mut service = web(checked());
     let active_held = [(1, BackendState::Active), (2, BackendState::Active)];
