@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use weir::source::{Desired, file::parse};
-use weir_mesh::{Balance, Protocol, ServiceName, TaskState, Timeouts};
+use weir_mesh::{
+    Balance, Health, Protocol, ServiceName, TargetPort, TaskState, Timeouts,
+    health::{Check, CheckKind, Ejection},
+};
 
 fn mistakes(text: &str) -> Vec<String> {
     match parse("mesh.toml", text, Timeouts::default()) {
@@ -51,6 +54,40 @@ macro_rules! publish {
 mistakes! {
     an_unknown_key_gets_a_suggestion: "[[service]]\nname = \"web\"\nbalence = \"random\"\n" =>
         ["mesh.toml:3: service web: balence: unknown key; did you mean \"balance\"?"];
+
+    a_check_that_is_none_is_named: concat!(publish!("\"80:80\""), "health = \"http\"\n") =>
+        ["mesh.toml:4: service web: health = \"http\": no such check; \
+          write \"tcp\", \"http:/healthz\", or { http = \"/healthz\", interval = \"2s\" }"];
+
+    a_check_of_a_service_without_a_tcp_port_needs_one:
+        concat!(publish!("\"53:53/udp\""), "health = \"tcp\"\n") =>
+        ["mesh.toml:4: service web: health = \"tcp\": no port to ask at; \
+          the service publishes none for TCP; name one: { http = \"/healthz\", port = 80 }"];
+
+    everything_wrong_with_a_check_is_named: concat!(
+        publish!("\"80:80\""),
+        "[service.health]\nhttp = \"healthz\"\nintervall = \"2s\"\ntimeout = 1\nrise = 0\nport = 0\n"
+    ) =>
+        ["mesh.toml:5: service web: health: http = \"healthz\": not a path; \
+          write one that begins with a slash, without blanks",
+         "mesh.toml:6: service web: health: intervall: unknown key; did you mean \"interval\"?",
+         "mesh.toml:7: service web: health: timeout = 1: a whole number where a string belongs; \
+          write a time such as \"30s\"",
+         "mesh.toml:8: service web: health: rise = 0: out of range; write a number from 1 to 1000",
+         "mesh.toml:9: service web: health: port = 0: out of range; write a number from 1 to 65535"];
+
+    everything_wrong_with_an_ejection_is_named: concat!(
+        publish!("\"80:80\""),
+        "eject = { refuse = 3, for = \"0s\", panic = 101 }\n",
+        "[[service]]\nname = \"b\"\neject = \"off\"\n"
+    ) =>
+        ["mesh.toml:4: service web: eject: refuse: unknown key; did you mean \"refused\"?",
+         "mesh.toml:4: service web: eject: for = \"0s\": out of range; \
+          write more than nothing and at most \"86400s\"",
+         "mesh.toml:4: service web: eject: panic = 101: out of range; \
+          write a number from 0 to 100",
+         "mesh.toml:7: service b: eject = \"off\": a string where true or false belongs; \
+          write false, or { refused = 5, for = \"10s\" }"];
 
     an_unknown_key_at_the_top_is_named: "[[services]]\nname = \"web\"\n" =>
         ["mesh.toml:1: services: unknown key; did you mean \"service\"?"];
@@ -224,6 +261,38 @@ address = ["172.18.0.3", "fd18::3"]
     assert_eq!(web.tasks[0].weight, 1);
     assert_eq!(web.tasks[1].state, TaskState::Draining);
     assert_eq!(web.tasks[1].ipv4, None);
+}
+
+#[test]
+fn how_tasks_are_judged_is_read_in_every_form() {
+    let judged = |more: &str| {
+        let text =
+            nodes!("[[service]]\nname = \"web\"\npublish = [\"8080:80\"]\n").to_owned() + more;
+        good(&text).services[&ServiceName::new("web")].health.clone()
+    };
+    assert_eq!(judged(""), Health::default());
+    let http = || CheckKind::Http { path: "/healthz".to_owned() };
+    assert_eq!(judged("health = \"tcp\"").check, Some(Check::new(CheckKind::Tcp)));
+    assert_eq!(judged("health = \"http:/healthz\"").check, Some(Check::new(http())));
+    let check = judged(
+        "health = { http = \"/healthz\", interval = \"3s\", timeout = \"500ms\", rise = 1, fall = 4, port = 81 }",
+    );
+    let expected = Check {
+        kind: http(),
+        port: TargetPort::new(81),
+        interval: Duration::from_secs(3),
+        timeout: Duration::from_millis(500),
+        rise: 1,
+        fall: 4,
+    };
+    assert_eq!(check.check, Some(expected));
+    let tcp = Check { fall: 1, ..Check::new(CheckKind::Tcp) };
+    assert_eq!(judged("health = { fall = 1 }").check, Some(tcp));
+    assert_eq!(judged("eject = false").ejection, None);
+    let (within, time) = (Duration::from_secs(5), Duration::from_secs(60));
+    let expected = Ejection { refused: 3, within, time, panic: 0 };
+    let eject = "eject = { refused = 3, within = \"5s\", for = \"1m\", panic = 0 }";
+    assert_eq!(judged(eject).ejection, Some(expected));
 }
 
 fn ten_thousand_services() -> String {
