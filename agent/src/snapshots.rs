@@ -205,7 +205,10 @@ const REST: u32 = 10;
 mod tests {
     use std::{collections::BTreeMap, time::SystemTime};
 
-    use weir_mesh::{Node, NodeName};
+    use weir_mesh::{
+        Health, Ident, Node, NodeName, Service, ServiceName, Task, TaskName, TaskState,
+        health::{Ejection, Seen},
+    };
 
     use super::*;
     use tokio::sync::mpsc;
@@ -283,6 +286,70 @@ mod tests {
         source.send_replace(said(Some(desired(&["n1"]))));
         let view = view.wait_for(|view| !view.stale).await.unwrap();
         assert_eq!(view.snapshot.as_ref().unwrap().generation, Generation(41), "nothing changed");
+    }
+
+    /// Adds `web` with one task on n1.
+    fn with_web(mut desired: Desired) -> Desired {
+        let web = Service {
+            name: ServiceName::new("web"),
+            balance: Default::default(),
+            ports: Vec::new(),
+            tasks: vec![Task {
+                name: TaskName::new("web.1"),
+                node: NodeName::new("n1"),
+                ipv4: Some([172, 18, 0, 3].into()),
+                ipv6: None,
+                weight: 1,
+                state: TaskState::Active,
+            }],
+            timeouts: Default::default(),
+            health: Health {
+                check: None,
+                ejection: Some(Ejection { panic: 0, ..Ejection::default() }),
+            },
+        };
+        desired.services.insert(web.name.clone(), Arc::new(web));
+        desired
+    }
+
+    fn state_in(view: &View) -> (u64, TaskState) {
+        let snapshot = view.snapshot.as_ref().unwrap();
+        let task = &snapshot.services[&ServiceName::new("web")].tasks[0];
+        (snapshot.generation.0, task.state)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ejected_task_drains_in_the_snapshot_and_not_in_what_is_kept_on_disk() {
+        let (_source, input) = watch::channel(said(Some(with_web(desired(&["n1"])))));
+        let (writer, mut view) = SnapshotWriter::new(None);
+        let mut kept = writer.declared();
+        let (findings, _targets, mut health) = begin(writer, input);
+        view.wait_for(|view| view.snapshot.is_some()).await.unwrap();
+        assert_eq!(state_in(&view.borrow_and_update()), (1, TaskState::Active));
+        let (service, task) = (ServiceName::new("web"), TaskName::new("web.1"));
+        let ident = Ident::of_task(&service, &task, &NodeName::new("n1"));
+        let seen = Seen { accepted: 0, refused: 5 };
+        findings.send(Finding::Seen(vec![(ident, seen)])).await.unwrap();
+        view.changed().await.unwrap();
+        assert_eq!(state_in(&view.borrow_and_update()), (2, TaskState::Draining));
+        assert_eq!(state_in(&kept.borrow_and_update()), (2, TaskState::Active));
+        assert!(!health.borrow_and_update()[&ident].healthy);
+        let out = time::Instant::now();
+        view.changed().await.unwrap();
+        assert_eq!(state_in(&view.borrow_and_update()), (3, TaskState::Active));
+        assert!(out.elapsed().as_secs().abs_diff(10) <= 1, "{:?}", out.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_decided_before_it_is_known_what_the_kernel_holds() {
+        let (_source, input) = watch::channel(said(Some(desired(&["n1"]))));
+        let (writer, mut view) = SnapshotWriter::new(None);
+        let (chamber, Wires { held, .. }) = wired(NodeName::new("n1"));
+        tokio::spawn(writer.run(input, WAIT, chamber));
+        time::sleep(WAIT * 2).await;
+        assert!(view.borrow().snapshot.is_none());
+        held.send(Held::new()).unwrap();
+        view.wait_for(|view| view.snapshot.is_some()).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

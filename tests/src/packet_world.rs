@@ -212,6 +212,21 @@ impl World {
         found.map(|(index, _)| index.0).with_context(|| format!("no node {name}"))
     }
 
+    /// How many SYNs a task of this node has accepted, and refused, as the programs count.
+    ///
+    /// # Errors
+    /// When there is no such task, or the counters cannot be read.
+    pub fn answers(&self, service: &str, task: &str) -> Result<(u64, u64)> {
+        let (service, task) = (ServiceName::new(service), TaskName::new(task));
+        let ident = weir_mesh::Ident::of_task(&service, &task, &NodeName::new("n1"));
+        let mut backends = self.planner.installed().backends.iter();
+        let found = backends.find(|(_, record)| record.ident == ident);
+        let (index, _) = found.with_context(|| format!("no task {task} here"))?;
+        let stats = self.trial.stats()?;
+        let counters = stats.backends.get(index).copied().unwrap_or_default();
+        Ok((counters.answers.accepted, counters.answers.refused))
+    }
+
     /// How often packets were dropped, or answered, for a reason.
     ///
     /// # Errors

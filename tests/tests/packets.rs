@@ -113,6 +113,39 @@ fn a_local_task_gets_the_packet_and_the_client_gets_the_reply() {
 }
 
 #[test]
+fn what_a_task_says_to_a_syn_is_counted_and_a_later_reset_is_not() {
+    let mut world = World::new().unwrap();
+    world.service("web", Balance::RoundRobin, WEB, &[("web.1", "n1", 3, Active)]).unwrap();
+    let tag = world.tag("web", "web.1", "n1").unwrap();
+    let run = |program: &str, packet: &str| drop(world.run(program, packet).unwrap());
+    let counted = || world.answers("web", "web.1").unwrap();
+    run("nic_in", "tcp 10.77.0.101:40000 > 10.77.0.11:8080 S");
+    run("task_out", "tcp 172.18.0.3:80 > 10.77.0.101:40000 RA");
+    assert_eq!(counted(), (0, 1), "refused");
+    run("nic_in", "tcp [fd77::101]:40001 > [fd77::11]:8080 S");
+    run("task_out", "tcp [fd18::3]:80 > [fd77::101]:40001 RA");
+    assert_eq!(counted(), (0, 2), "refused by IPv6");
+    run("nic_in", "tcp 10.77.0.101:40002 > 10.77.0.11:8080 S");
+    run("task_out", "tcp 172.18.0.3:80 > 10.77.0.101:40002 SA");
+    assert_eq!(counted(), (1, 2), "accepted");
+    run("nic_in", "tcp 10.77.0.101:40002 > 10.77.0.11:8080 A");
+    run("task_out", "tcp 172.18.0.3:80 > 10.77.0.101:40002 AP data 4");
+    run("task_out", "tcp 172.18.0.3:80 > 10.77.0.101:40002 RA");
+    assert_eq!(counted(), (1, 2), "the reset of an established connection is no refusal");
+    let node = world.node("n2").unwrap();
+    world.tunnel(node, tag, "tcp 10.77.0.101:40003 > 10.77.0.12:8080 S").unwrap();
+    run("task_out", "tcp 172.18.0.3:80 > 10.77.0.101:40003 RA");
+    assert_eq!(counted(), (1, 3), "refused a connection that came by another node");
+    world.tunnel(node, tag, "tcp 10.77.0.101:40004 > 10.77.0.12:8080 S").unwrap();
+    world.tunnel(node, tag, "tcp 10.77.0.101:40004 > 10.77.0.12:8080 A").unwrap();
+    run("task_out", "tcp 172.18.0.3:80 > 10.77.0.101:40004 RA");
+    assert_eq!(counted(), (1, 3), "reset after the client has answered");
+    run("nic_in", "udp 10.77.0.101:40000 > 10.77.0.11:5353 data 17");
+    run("task_out", "udp 172.18.0.3:53 > 10.77.0.101:40000 data 170");
+    assert_eq!(counted(), (1, 3), "UDP has no SYN");
+}
+
+#[test]
 fn a_remote_task_gets_the_packet_unchanged_through_the_tunnel() {
     let mut world = World::new().unwrap();
     world.service("web", Balance::RoundRobin, WEB, &[("web.2", "n2", 3, Active)]).unwrap();

@@ -64,6 +64,21 @@ impl Bench {
 }
 
 #[test]
+fn only_tasks_of_this_node_are_asked_for_what_they_refused_and_known_to_be_held() {
+    let mut bench = Bench::new();
+    assert!(bench.reconciler.answers().unwrap().is_empty() && bench.reconciler.held().is_empty());
+    bench.take(mesh(1, &[("web", 8080)]));
+    let task = TaskName::new("web.3");
+    let own = Ident::of_task(&ServiceName::new("web"), &task, &NodeName::new("n1"));
+    let answers = bench.reconciler.answers().unwrap();
+    assert_eq!(answers.iter().map(|it| it.task).collect::<Vec<_>>(), [own]);
+    assert_eq!((answers[0].answers.accepted, answers[0].answers.refused), (1, 2));
+    assert_eq!(bench.reconciler.held(), [(own, BackendState::Active)].into());
+    bench.take(mesh(2, &[("web", 8080), ("api", 8081)]));
+    assert_eq!(bench.reconciler.answers().unwrap().len(), 2, "a task came");
+}
+
+#[test]
 fn a_snapshot_is_in_the_kernel_when_the_report_says_so() {
     let mut bench = Bench::new();
     bench.take(mesh(1, &[("web", 8080)]));
