@@ -1,23 +1,27 @@
 //! What is known of each task of this node, and what follows for the snapshot.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
 use tracing::{info, warn};
 use weir_mesh::{
-    Ident, Moment, NodeName, Service, ServiceName, Task, TaskName, TaskState,
-    health::{CheckState, Ejection, EjectionState, Seen, spares},
+    Ident, Moment, NodeName, Protocol, PublishMode, Service, ServiceName, TargetPort, Task,
+    TaskName, TaskState,
+    health::{Check, CheckKind, CheckState, Ejection, EjectionState, Seen, spares},
     install::BackendState,
 };
 
-use super::{Finding, Held, LocalHealth, Target, Targets, TaskHealth};
+use super::{Finding, Held, LocalHealth, Purpose, Target, Targets, TaskHealth};
 use crate::diff::{Change, each_change};
 
 type Services = BTreeMap<ServiceName, Arc<Service>>;
+
+/// So often an ejected task is asked whether it listens again.
+const RETURN: Duration = Duration::from_secs(1);
 
 /// All that is known. Pure: it is told what was found, and when.
 #[derive(Debug)]
@@ -90,7 +94,8 @@ impl Book {
     /// Takes what was found out; true when that changed what there is to be said of a task.
     pub fn note(&mut self, finding: Finding, now: Moment) -> bool {
         match finding {
-            Finding::Probed(task, found) => self.probed(task, found),
+            Finding::Probed(task, Purpose::Check, found) => self.probed(task, found),
+            Finding::Probed(task, Purpose::Return, found) => self.listens(task, found.is_ok(), now),
             Finding::Seen(tasks) => tasks
                 .into_iter()
                 .fold(false, |changed, (task, seen)| self.seen(task, seen, now) || changed),
@@ -129,22 +134,35 @@ impl Book {
         services
     }
 
-    /// What is to be probed: active tasks of services with a check.
+    /// What is to be probed: active tasks of services with a check, and those that are ejected.
     pub fn targets(&self) -> Targets {
         let mut targets = BTreeMap::new();
         for (name, tasks) in &self.tasks {
             let Some(service) = self.services.get(name) else { continue };
-            let Some(check) = &service.health.check else { continue };
-            let Some(port) = check.target(service) else { continue };
-            for task in service.tasks.iter().filter(|task| task.state == TaskState::Active) {
-                let entry = tasks.get(&task.name).filter(|_| task.node == self.node);
-                let Some((entry, address)) = entry.zip(task.addresses().next()) else { continue };
-                let address: IpAddr = address;
-                let address = SocketAddr::new(address, port.get());
-                let target = Target { address, check: check.clone(), known: entry.known };
-                targets.insert(entry.ident, target);
+            let mine = service.tasks.iter().filter(|task| task.node == self.node);
+            for task in mine.filter(|task| task.state == TaskState::Active) {
+                let Some(entry) = tasks.get(&task.name) else { continue };
+                let Some(address) = task.addresses().next() else { continue };
+                let mut add = |purpose, ports: BTreeSet<TargetPort>, check: Check| {
+                    let socket = |port: TargetPort| SocketAddr::new(address, port.get());
+                    let addresses = ports.into_iter().map(socket).collect();
+                    let known = entry.known || purpose == Purpose::Return;
+                    let target = Target { addresses, check, known };
+                    targets.insert((entry.ident, purpose), target);
+                };
+                let check = service.health.check.as_ref();
+                if let Some((check, port)) = check.and_then(|it| Some((it, it.target(service)?))) {
+                    add(Purpose::Check, [port].into(), check.clone());
+                }
+                // Nobody knows which port it has refused at.
+                let tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+                if entry.is_ejected() && !entry.fails() {
+                    let check = Check { interval: RETURN, ..Check::new(CheckKind::Tcp) };
+                    add(Purpose::Return, tcp.map(|port| port.target).collect(), check);
+                }
             }
         }
+        targets.retain(|_, target: &mut Target| !target.addresses.is_empty());
         Arc::new(targets)
     }
 
@@ -230,6 +248,17 @@ impl Book {
         changed
     }
 
+    fn listens(&mut self, task: Ident, listens: bool, now: Moment) -> bool {
+        let Some((service, entry)) = self.entry(task) else { return false };
+        let Some(settings) = &service.health.ejection else { return false };
+        let changed = entry.ejection.listens(listens, now, settings);
+        if changed {
+            let name = service.name.clone();
+            self.judge(&name);
+        }
+        changed
+    }
+
     fn entry(&mut self, task: Ident) -> Option<(Arc<Service>, &mut Entry)> {
         let (service, task) = self.names.get(&task)?;
         let entry = self.tasks.get_mut(service)?.get_mut(task)?;
@@ -250,7 +279,10 @@ impl Book {
         let failing = mine().filter(|entry| entry.fails()).count();
         let ejected = mine().filter(|entry| !entry.fails() && entry.is_ejected()).count();
         let settings = service.health.ejection;
-        let spared = settings.filter(|it| spares(serving.len(), failing, ejected, it));
+        // In host mode the tasks of other nodes are no help to this one's clients.
+        let host_mode = service.ports.iter().any(|port| port.mode == PublishMode::Host);
+        let all = if host_mode { mine().count() } else { serving.len() };
+        let spared = settings.filter(|it| spares(all, failing, ejected, it));
         tasks.iter_mut().for_each(|(task, entry)| entry.conclude(spared.as_ref(), name, task));
         let mut changed = (**service).clone();
         let mut any = false;

@@ -27,16 +27,25 @@ pub type Held = BTreeMap<Ident, BackendState>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// What a probe of a task found: nothing wrong, or what.
-    Probed(Ident, Result<(), String>),
+    Probed(Ident, Purpose, Result<(), String>),
     /// What tasks have said to new connections since the last time.
     Seen(Vec<(Ident, Seen)>),
+}
+
+/// Why a task is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Its service has a check.
+    Check,
+    /// It is ejected, and may come back when it listens again.
+    Return,
 }
 
 /// A task to be probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Where.
-    pub address: SocketAddr,
+    /// Where; it must pass at each of them.
+    pub addresses: Vec<SocketAddr>,
     /// How.
     pub check: Check,
     /// Whether it has been healthy before; one that has not is asked sooner.
@@ -44,7 +53,7 @@ pub struct Target {
 }
 
 /// The tasks to be probed.
-pub type Targets = Arc<BTreeMap<Ident, Target>>;
+pub type Targets = Arc<BTreeMap<(Ident, Purpose), Target>>;
 
 /// How a task of this node is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,15 +1,17 @@
 //! Asks tasks again and again, spread in time, not too many at once.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::AbortHandle,
     time,
 };
-use weir_mesh::Ident;
+use weir_mesh::{Ident, health::Check};
 
-use super::{Finding, Target, Targets, ask::ask};
+use super::{Finding, Purpose, Target, Targets, ask::ask};
+
+type Key = (Ident, Purpose);
 
 /// Probes at once.
 const AT_ONCE: usize = 64;
@@ -20,7 +22,7 @@ const EAGER: Duration = Duration::from_millis(500);
 /// Follows the list of targets until its writer ends, and reports what each probe found.
 pub async fn run(mut targets: watch::Receiver<Targets>, findings: mpsc::Sender<Finding>) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
-    let mut running = BTreeMap::<Ident, Asking>::new();
+    let mut running = BTreeMap::<Key, Asking>::new();
     loop {
         let wanted = targets.borrow_and_update().clone();
         running
@@ -59,18 +61,19 @@ impl Drop for Asking {
 impl Target {
     /// Whether one is asked as the other is.
     fn is_like(&self, other: &Self) -> bool {
-        (self.address, &self.check) == (other.address, &other.check)
+        (&self.addresses, &self.check) == (&other.addresses, &other.check)
     }
 }
 
 async fn again_and_again(
-    task: Ident,
+    key: Key,
     target: Target,
     targets: watch::Receiver<Targets>,
     permits: Arc<Semaphore>,
     findings: mpsc::Sender<Finding>,
 ) {
-    let Target { address, check, known } = target;
+    let (task, purpose) = key;
+    let Target { addresses, check, known } = target;
     // A new task waits for its first probes. The others begin anywhere in their interval.
     let patience = if known { check.interval } else { EAGER.min(check.interval) / 4 };
     time::sleep(share_of(patience, task)).await;
@@ -78,15 +81,23 @@ async fn again_and_again(
         let started = time::Instant::now();
         let found = {
             let Ok(_permit) = permits.acquire().await else { return };
-            ask(address, &check).await
+            ask_all(&addresses, &check).await
         };
-        if findings.send(Finding::Probed(task, found)).await.is_err() {
+        if findings.send(Finding::Probed(task, purpose, found)).await.is_err() {
             return;
         }
-        let known = targets.borrow().get(&task).is_some_and(|target| target.known);
+        let known = targets.borrow().get(&key).is_some_and(|target| target.known);
         let pause = if known { check.interval } else { EAGER.min(check.interval) };
         time::sleep_until(started + pause).await;
     }
+}
+
+/// The first problem, if there is one at any of the addresses.
+async fn ask_all(addresses: &[SocketAddr], check: &Check) -> Result<(), String> {
+    for address in addresses {
+        ask(*address, check).await?;
+    }
+    Ok(())
 }
 
 /// A part of a time that differs from task to task.
@@ -97,7 +108,7 @@ fn share_of(time: Duration, task: Ident) -> Duration {
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpListener;
-    use weir_mesh::health::{Check, CheckKind};
+    use weir_mesh::health::CheckKind;
 
     use super::*;
 
@@ -107,14 +118,15 @@ mod tests {
     async fn targets_are_asked_at_their_interval_until_they_leave_the_list() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let check = Check { interval: INTERVAL, ..Check::new(CheckKind::Tcp) };
-        let target = Target { address: listener.local_addr().unwrap(), check, known: true };
+        let target = Target { addresses: vec![listener.local_addr().unwrap()], check, known: true };
         let task = Ident(7);
-        let (list, targets) = watch::channel(Targets::new([(task, target.clone())].into()));
+        let (list, targets) =
+            watch::channel(Targets::new([((task, Purpose::Check), target.clone())].into()));
         let (findings, mut found) = mpsc::channel(100);
         tokio::spawn(run(targets, findings));
         let started = time::Instant::now();
         for _ in 0..4 {
-            assert_eq!(found.recv().await, Some(Finding::Probed(task, Ok(()))));
+            assert_eq!(found.recv().await, Some(Finding::Probed(task, Purpose::Check, Ok(()))));
         }
         assert!(started.elapsed() >= 3 * INTERVAL);
         list.send_replace(Targets::default());

@@ -31,7 +31,12 @@ struct Current {
     until: Moment,
     time: Duration,
     refused: u64,
+    /// How often in a row it was found to listen meanwhile.
+    listened: u32,
 }
+
+/// However often it was ejected, a task that is found to listen so often in a row comes back.
+const CONVINCING: u32 = 5;
 
 impl EjectionState {
     /// A task that was ejected when nobody can say any more how long ago.
@@ -92,9 +97,23 @@ impl EjectionState {
         changed
     }
 
+    /// Takes whether an ejected task was found to listen; true when that brought it back. The more
+    /// often it was ejected, the more often in a row it must listen: what its node finds may not be
+    /// what clients find.
+    pub fn listens(&mut self, listens: bool, now: Moment, settings: &Ejection) -> bool {
+        let Some(current) = &mut self.current else { return false };
+        current.listened = if listens { current.listened.saturating_add(1) } else { 0 };
+        let comes_back = current.listened >= self.repeats.saturating_add(1).min(CONVINCING);
+        if comes_back {
+            self.come_back(now, settings);
+        }
+        comes_back
+    }
+
     fn eject(&mut self, refused: u64, now: Moment, settings: &Ejection) {
         let time = self.next_time(settings);
-        self.current = Some(Current { until: Moment(now.0.saturating_add(time)), time, refused });
+        self.current =
+            Some(Current { until: Moment(now.0.saturating_add(time)), time, refused, listened: 0 });
         self.repeats = self.repeats.saturating_add(1);
         self.refusals.clear();
         self.forget = None;

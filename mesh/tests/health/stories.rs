@@ -118,6 +118,21 @@ fn a_task_that_accepts_while_it_is_ejected_comes_back_at_once() {
 }
 
 #[test]
+fn a_task_that_is_found_to_listen_comes_back_early_and_the_later_the_more_often_it_was_ejected() {
+    let mut state = EjectionState::default();
+    assert!(!state.listens(true, at(0), &SETTINGS), "it is not ejected");
+    for needed in [2, 3, 4, 5, 5, 5] {
+        assert!(state.note(refused(5), at(1), &SETTINGS));
+        assert!(!state.listens(true, at(2), &SETTINGS) && !state.listens(false, at(3), &SETTINGS));
+        for _ in 1..needed {
+            assert!(!state.listens(true, at(4), &SETTINGS), "{needed} in a row are needed");
+        }
+        assert!(state.listens(true, at(5), &SETTINGS));
+        assert_eq!(state.current(), None);
+    }
+}
+
+#[test]
 fn the_panic_threshold_is_a_part_of_all_tasks_that_may_not_be_gone_below() {
     assert!(!spares(2, 0, 1, &SETTINGS), "half are left");
     assert!(spares(3, 0, 2, &SETTINGS), "a third is left");

@@ -75,7 +75,11 @@ fn refuse(book: &mut Book, number: u8, refused: u64, now: Moment) -> bool {
 }
 
 fn probe(book: &mut Book, number: u8, found: Result<(), &str>) -> bool {
-    book.note(Finding::Probed(ident(number), found.map_err(str::to_owned)), BEGIN)
+    book.note(Finding::Probed(ident(number), Purpose::Check, found.map_err(str::to_owned)), BEGIN)
+}
+
+fn asked(number: u8) -> (Ident, Purpose) {
+    (ident(number), Purpose::Check)
 }
 
 fn reason(book: &Book, number: u8) -> String {
@@ -101,13 +105,13 @@ fn a_new_task_with_a_check_is_out_until_it_has_risen_and_only_this_nodes_are_jud
     assert_eq!(reason(&book, 1), "health: not healthy yet");
     let targets = book.targets();
     assert_eq!(targets.len(), 3);
-    assert_eq!(targets[&ident(1)].address, "172.18.0.1:80".parse().unwrap());
-    assert!(!targets[&ident(1)].known);
+    assert_eq!(targets[&asked(1)].addresses, ["172.18.0.1:80".parse().unwrap()]);
+    assert!(!targets[&asked(1)].known);
     assert!(probe(&mut book, 1, Err("tcp refused the connection")));
     assert_eq!(reason(&book, 1), "health: not healthy yet, tcp refused the connection");
     assert!(!probe(&mut book, 1, Ok(())) && probe(&mut book, 1, Ok(())));
     assert_eq!(active(&book), ["1", "4"]);
-    assert!(book.targets()[&ident(1)].known);
+    assert!(book.targets()[&asked(1)].known);
 }
 
 #[test]
@@ -152,6 +156,36 @@ fn a_task_that_refuses_is_ejected_and_comes_back() {
     assert_eq!((active(&book).len(), book.due()), (4, None));
     assert!(refuse(&mut book, 2, 5, at(13)));
     assert_eq!(reason(&book, 2), "ejected for 20 s: refused 5 connections");
+}
+
+#[test]
+fn an_ejected_task_is_asked_at_every_tcp_port_and_comes_back_when_it_listens() {
+    let mut service = web(Health::default());
+    let second = Port {
+        published: PublishedPort::new(8443).unwrap(),
+        target: TargetPort::new(443).unwrap(),
+        ..service.ports[0]
+    };
+    service.ports.push(second);
+    let mut book = book(Held::new(), service);
+    assert!(book.targets().is_empty());
+    refuse(&mut book, 1, 5, at(1));
+    let targets = book.targets();
+    let addresses = ["172.18.0.1:80", "172.18.0.1:443"].map(|text| text.parse().unwrap());
+    assert_eq!(targets[&(ident(1), Purpose::Return)].addresses, addresses);
+    let listens = || Finding::Probed(ident(1), Purpose::Return, Ok(()));
+    assert!(!book.note(listens(), at(2)) && book.note(listens(), at(3)));
+    assert_eq!((active(&book).len(), book.targets().len()), (4, 0));
+}
+
+#[test]
+fn in_host_mode_only_this_nodes_tasks_count_as_left() {
+    let mut service = web(Health::default());
+    service.ports[0].mode = PublishMode::Host;
+    service.tasks.drain(1..3);
+    let mut book = book(Held::new(), service);
+    refuse(&mut book, 1, 5, at(1));
+    assert_eq!(active(&book), ["1", "4"]);
 }
 
 #[test]
@@ -223,7 +257,7 @@ fn a_task_with_another_address_is_another_and_one_that_drains_is_not_asked() {
     service.tasks[1].state = TaskState::Draining;
     book.declare(&services(service.clone()), &Services::new(), BEGIN);
     assert_eq!(active(&book), ["4"]);
-    assert_eq!(book.targets().keys().filter(|task| **task == ident(2)).count(), 0);
+    assert_eq!(book.targets().keys().filter(|task| **task == asked(2)).count(), 0);
     service.tasks[1].state = TaskState::Active;
     book.declare(&services(service), &Services::new(), BEGIN);
     assert_eq!(active(&book), ["2", "4"], "it was healthy before it drained");
