@@ -45,8 +45,11 @@ fn told(scene: &Scene, host: &str, task: &str) -> Result<Value> {
 /// Waits until the kernel of a task's own node has it in this state.
 fn wait_for(scene: &Scene, host: &str, task: &str, state: &str) {
     eventually(&format!("{task} to be {state}"), 10 * SECOND, || {
+        // What is told of the kernel may be a second old; what the agent wants is not.
         let told = told(scene, host, task)?;
-        ensure!(told["kernel"] == state, "{told}");
+        ensure!(told["state"] == state && told["kernel"] == state, "{told}");
+        let status: Value = serde_json::from_str(&scene.agent(host).api("/api/v1/status")?.body)?;
+        ensure!(status["generation"] == status["wanted"], "{status}");
         Ok(())
     })
     .unwrap();
