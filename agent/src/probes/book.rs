@@ -284,18 +284,19 @@ impl Book {
         let all = if host_mode { mine().count() } else { serving.len() };
         let spared = settings.filter(|it| spares(all, failing, ejected, it));
         tasks.iter_mut().for_each(|(task, entry)| entry.conclude(spared.as_ref(), name, task));
-        let mut changed = (**service).clone();
-        let mut any = false;
-        for task in changed.tasks.iter_mut().filter(|task| task.node == self.node) {
-            let out = tasks.get(&task.name).is_some_and(|entry| !entry.healthy);
-            if out && task.state == TaskState::Active {
-                task.state = TaskState::Draining;
-                any = true;
-            }
-        }
-        if !any {
+        let out = |task: &Task| {
+            task.node == self.node
+                && task.state == TaskState::Active
+                && tasks.get(&task.name).is_some_and(|entry| !entry.healthy)
+        };
+        if !service.tasks.iter().any(out) {
             self.changed.remove(name);
-        } else if self.changed.get(name).is_none_or(|known| **known != changed) {
+            return;
+        }
+        let mut changed = (**service).clone();
+        let leaving = changed.tasks.iter_mut().filter(|task| out(task));
+        leaving.for_each(|task| task.state = TaskState::Draining);
+        if self.changed.get(name).is_none_or(|known| **known != changed) {
             self.changed.insert(name.clone(), Arc::new(changed));
         }
     }
