@@ -2,20 +2,86 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
-use weir_tests::swarm::{Swarm, task_images};
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::time::Duration;
 
-#[test]
-fn a_swarm_of_three_nodes_runs_a_service_and_leaves_nothing() {
-    let mut builder = Swarm::builder();
-    for image in task_images().unwrap() {
-        builder = builder.image(image);
-    }
-    let swarm = builder.build().unwrap();
+use anyhow::{Result, ensure};
+use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
+use weir_tests::{How, Mesh, Probe, eventually};
+
+fn swarm() -> Swarm {
+    let images = task_images().unwrap();
+    let builder = images.into_iter().fold(Swarm::builder(), |builder, image| builder.image(image));
+    let swarm = builder.image(weir_image().unwrap()).build().unwrap();
     eprintln!("the Swarm is ready after {:?}", swarm.age());
     swarm
-        .docker("service create -d --no-resolve-image --name web --replicas 3 -p 8081:80 task:v1")
+}
+
+/// Deploys weir with the stack file, reading `/etc/weir/mesh.toml` of each node.
+fn deploy_weir(swarm: &Swarm) {
+    for node in swarm.nodes() {
+        fs::create_dir_all(node.path("/etc/weir")).unwrap();
+    }
+    follow(swarm);
+    let files = ["deploy/stack.yml", "tests/stacks/file-source.yml"].map(repository);
+    swarm.deploy("weir", &[&files[0], &files[1]]).unwrap();
+    for node in swarm.nodes() {
+        let ready = format!("weir on {} to be ready", node.name());
+        eventually(&ready, Duration::from_secs(30), || -> Result<()> {
+            let answer = node.weir("/readyz")?;
+            ensure!(answer.status == 200, "{} {}", answer.status, answer.body.trim());
+            Ok(())
+        })
+        .unwrap();
+    }
+    eprintln!("weir is ready after {:?}", swarm.age());
+}
+
+/// Tells every agent what Docker says of the service `web`.
+fn follow(swarm: &Swarm) {
+    let mut mesh: Mesh = swarm.lab().mesh();
+    mesh.service("web").publish("8081:80").publish("8081:53/udp");
+    for node in swarm.nodes() {
+        let bridge = node.network("docker_gwbridge").unwrap();
+        let tasks = node.docker("ps --no-trunc --filter name=web --format {{.ID}}={{.Names}}");
+        for (id, name) in tasks.unwrap().lines().filter_map(|line| line.split_once('=')) {
+            let address = bridge["Containers"][id]["IPv4Address"].as_str().unwrap();
+            let address: IpAddr = address.split('/').next().unwrap().parse().unwrap();
+            mesh.service("web").task_at(name, node.name(), &[address]);
+        }
+    }
+    for node in swarm.nodes() {
+        mesh.write_to(&node.path("/etc/weir/mesh.toml")).unwrap();
+    }
+}
+
+#[test]
+fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
+    let swarm = swarm();
+    swarm
+        .docker(
+            "service create -d --no-resolve-image --name web --replicas 3 \
+             -p 8081:80 -p 8081:53/udp task:v1",
+        )
         .unwrap();
     swarm.wait_running("web", 3).unwrap();
     eprintln!("the service runs after {:?}", swarm.age());
+    deploy_weir(&swarm);
+    let client = swarm.client("c1");
+    for node in swarm.nodes() {
+        for how in [How::Tcp, How::Udp] {
+            let answered: BTreeSet<String> = (0..12)
+                .map(|_| {
+                    let seen = client.ask(&Probe::new(how, node.target(8081)));
+                    seen.client_kept(client.addresses()[0]).unwrap();
+                    seen.task.unwrap()
+                })
+                .collect();
+            assert_eq!(answered.len(), 3, "{} {answered:?}", node.name());
+        }
+    }
+    eprintln!("all is asked after {:?}", swarm.age());
     swarm.finish().unwrap();
 }

@@ -1,7 +1,7 @@
 //! One node: a machine of its own with a dockerd.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::agent::HTTP_PORT;
 use crate::host::Host;
+use crate::http::Answer;
 use crate::process::Process;
 use crate::swarm::docker::Docker;
 use crate::swarm::image::Image;
@@ -102,6 +104,12 @@ impl Node {
     /// What `docker network inspect` says.
     pub fn network(&self, name: &str) -> Result<Value> {
         self.docker.inspect(&["network", "inspect", name])
+    }
+
+    /// `GET` from the HTTP server of the node's weir, which is in the node's network namespace.
+    pub fn weir(&self, path: &str) -> Result<Answer> {
+        let server = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), HTTP_PORT);
+        self.host.netns().http_get(server, path)
     }
 
     /// A path of the node, as the test can open it.
