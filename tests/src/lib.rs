@@ -18,6 +18,7 @@ pub mod cgroup;
 pub mod firewall;
 pub mod host;
 pub mod http;
+pub mod interrupt;
 pub mod lab;
 pub mod link;
 pub mod mesh;

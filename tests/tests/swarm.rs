@@ -4,12 +4,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
+use weir_tests::traffic::HttpLoad;
 use weir_tests::{How, Mesh, Probe, eventually};
+
+const CREATE_WEB: &str = "service create -d --no-resolve-image --name web --replicas 3 \
+                          -p 8081:80 -p 8081:53/udp task:v1";
 
 fn swarm() -> Swarm {
     let images = task_images().unwrap();
@@ -43,14 +46,8 @@ fn deploy_weir(swarm: &Swarm) {
 fn follow(swarm: &Swarm) {
     let mut mesh: Mesh = swarm.lab().mesh();
     mesh.service("web").publish("8081:80").publish("8081:53/udp");
-    for node in swarm.nodes() {
-        let bridge = node.network("docker_gwbridge").unwrap();
-        let tasks = node.docker("ps --no-trunc --filter name=web --format {{.ID}}={{.Names}}");
-        for (id, name) in tasks.unwrap().lines().filter_map(|line| line.split_once('=')) {
-            let address = bridge["Containers"][id]["IPv4Address"].as_str().unwrap();
-            let address: IpAddr = address.split('/').next().unwrap().parse().unwrap();
-            mesh.service("web").task_at(name, node.name(), &[address]);
-        }
+    for task in swarm.tasks("web").unwrap() {
+        mesh.service("web").task_at(&task.name, &task.node, &[task.address.unwrap()]);
     }
     for node in swarm.nodes() {
         mesh.write_to(&node.path("/etc/weir/mesh.toml")).unwrap();
@@ -60,12 +57,7 @@ fn follow(swarm: &Swarm) {
 #[test]
 fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
     let swarm = swarm();
-    swarm
-        .docker(
-            "service create -d --no-resolve-image --name web --replicas 3 \
-             -p 8081:80 -p 8081:53/udp task:v1",
-        )
-        .unwrap();
+    swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     eprintln!("the service runs after {:?}", swarm.age());
     deploy_weir(&swarm);
@@ -81,7 +73,44 @@ fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
                 .collect();
             assert_eq!(answered.len(), 3, "{} {answered:?}", node.name());
         }
+        let own: Vec<Probe> = (0..6).map(|_| Probe::tcp("127.0.0.1:8081")).collect();
+        let seen = node.host().probe(&own).unwrap();
+        let answered: BTreeSet<_> = seen.into_iter().map(|seen| seen.task).collect();
+        assert_eq!(answered.len(), 3, "from {} itself: {answered:?}", node.name());
     }
     eprintln!("all is asked after {:?}", swarm.age());
+    swarm.finish().unwrap();
+}
+
+#[test]
+fn forwarding_outlives_the_stack_and_ends_with_the_uninstall_stack() {
+    let swarm = swarm();
+    swarm.docker(CREATE_WEB).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    let before: Vec<_> = swarm.nodes().iter().map(|node| node.kernel_traces().unwrap()).collect();
+    deploy_weir(&swarm);
+    let targets = swarm.nodes().iter().map(|node| node.target(8081));
+    let load = HttpLoad::new(swarm.client("c1").netns(), targets).start().unwrap();
+    swarm.docker("stack rm weir").unwrap();
+    for node in swarm.nodes() {
+        let gone = format!("the agent of {} to be gone", node.name());
+        eventually(&gone, Duration::from_secs(20), || -> Result<()> {
+            ensure!(node.tasks("weir_agent")?.is_empty(), "it runs");
+            Ok(())
+        })
+        .unwrap();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    load.stop().unwrap().assert_clean();
+    swarm.deploy("weir-uninstall", &[&repository("deploy/uninstall.yml")]).unwrap();
+    for (node, before) in swarm.nodes().iter().zip(before) {
+        let clean = format!("{} to be as before", node.name());
+        eventually(&clean, Duration::from_secs(20), || -> Result<()> {
+            let left: Vec<_> = node.kernel_traces()?.difference(&before).cloned().collect();
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
     swarm.finish().unwrap();
 }

@@ -8,6 +8,7 @@
 mod docker;
 mod image;
 mod node;
+mod service;
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -23,6 +24,7 @@ use crate::wait::eventually;
 pub use docker::Docker;
 pub use image::{Image, TASK_V1, TASK_V2, task_images, weir_image};
 pub use node::Node;
+pub use service::{TaskAt, Update};
 
 /// Longer than any change of a Swarm that has nothing else to do.
 pub const SETTLE: Duration = Duration::from_secs(30);
@@ -67,9 +69,9 @@ impl SwarmBuilder {
             .no_gateway()
             .default_route()
             .build()?;
-        let mut swarm = Swarm { nodes: Vec::new(), lab, started: Instant::now() };
+        let mut swarm = Swarm { nodes: Nodes(Vec::new()), lab, started: Instant::now() };
         for host in swarm.lab.hosts() {
-            swarm.nodes.push(Node::boot(host)?);
+            swarm.nodes.0.push(Node::boot(host)?);
         }
         swarm.on_each(|node| {
             node.start_docker()?;
@@ -83,7 +85,7 @@ impl SwarmBuilder {
 /// A Swarm and its clients. Nodes are in front of the lab: they end first.
 #[derive(Debug)]
 pub struct Swarm {
-    nodes: Vec<Node>,
+    nodes: Nodes,
     lab: Lab,
     started: Instant,
 }
@@ -99,13 +101,13 @@ impl Swarm {
     /// # Panics
     /// When there is none: a mistake in the test.
     pub fn node(&self, name: &str) -> &Node {
-        let node = self.nodes.iter().find(|node| node.name() == name);
+        let node = self.nodes.0.iter().find(|node| node.name() == name);
         node.unwrap_or_else(|| panic!("the Swarm has no node {name}"))
     }
 
     /// All nodes.
     pub fn nodes(&self) -> &[Node] {
-        &self.nodes
+        &self.nodes.0
     }
 
     /// The client of this name.
@@ -125,12 +127,12 @@ impl Swarm {
 
     /// `docker` with these words, split at blanks, on the first node, which is a manager.
     pub fn docker(&self, words: &str) -> Result<String> {
-        self.nodes[0].docker(words)
+        self.nodes.0[0].docker(words)
     }
 
     /// `docker` with arguments that have blanks.
     pub fn docker_with(&self, arguments: &[&str]) -> Result<String> {
-        self.nodes[0].docker_with(arguments)
+        self.nodes.0[0].docker_with(arguments)
     }
 
     /// `docker stack deploy` of these files on the first node.
@@ -144,38 +146,29 @@ impl Swarm {
         self.docker_with(&arguments).map(drop)
     }
 
-    /// Waits until so many tasks of a service run, and none other is wanted.
-    pub fn wait_running(&self, service: &str, wanted: usize) -> Result<()> {
-        eventually(&format!("{wanted} running tasks of {service}"), SETTLE, || {
-            let tasks = self.docker_with(&[
-                "service",
-                "ps",
-                "--no-trunc",
-                "--filter",
-                "desired-state=running",
-                "--format",
-                "{{.Node}} {{.CurrentState}} {{.Error}}",
-                service,
-            ])?;
-            let running = tasks.lines().filter(|task| task.contains(" Running ")).count();
-            ensure!(running == wanted && tasks.lines().count() == wanted, "{tasks}");
-            Ok(())
-        })
-    }
-
     /// What `docker inspect` says of anything.
     pub fn inspect(&self, what: &str) -> Result<Value> {
-        self.nodes[0].inspect(what)
+        self.nodes.0[0].inspect(what)
+    }
+
+    /// Cuts a node off, as when its power goes: its uplink goes down, and nobody is told.
+    pub fn power_off(&self, node: &str) -> Result<()> {
+        self.lab.fabric().set_down(node)
+    }
+
+    /// Ends [`Swarm::power_off`].
+    pub fn power_on(&self, node: &str) -> Result<()> {
+        self.lab.fabric().set_up(node, &[])
     }
 
     /// Takes everything down and gives what went wrong instead of panicking.
     pub fn finish(mut self) -> Result<()> {
-        self.nodes.clear();
+        self.nodes.0.clear();
         self.lab.finish()
     }
 
     fn form(&mut self, managers: usize) -> Result<()> {
-        let first = &self.nodes[0];
+        let first = &self.nodes.0[0];
         first.docker(&format!("swarm init --advertise-addr {}", first.address()))?;
         let token = |role| first.docker(&format!("swarm join-token -q {role}"));
         let (manager, worker) = (token("manager")?, token("worker")?);
@@ -185,17 +178,18 @@ impl Swarm {
             node.docker(&format!("swarm join --token {token} --advertise-addr {own} {to}:2377"))
         };
         // One after the other: Raft takes one new member at a time.
-        for node in &self.nodes[1..managers] {
+        for node in &self.nodes.0[1..managers] {
             join(node, at_manager)?;
         }
-        each(&self.nodes[managers..], |node| join(node, at_worker).map(drop))?;
-        self.wait_nodes(self.nodes.len())
+        each(&self.nodes.0[managers..], |node| join(node, at_worker).map(drop))?;
+        self.wait_nodes(self.nodes.0.len())
     }
 
     /// Waits until so many nodes are ready.
     pub fn wait_nodes(&self, wanted: usize) -> Result<()> {
         eventually(&format!("{wanted} nodes to be ready"), SETTLE, || {
-            let nodes = self.docker_with(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+            let nodes =
+                self.docker_with(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
             let ready = nodes.lines().filter(|node| node.ends_with(" Ready")).count();
             ensure!(ready == wanted, "{nodes}");
             Ok(())
@@ -203,7 +197,38 @@ impl Swarm {
     }
 
     fn on_each(&self, work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
-        each(&self.nodes, work)
+        each(&self.nodes.0, work)
+    }
+}
+
+/// The nodes; they say what they know when a test fails.
+#[derive(Debug)]
+struct Nodes(Vec<Node>);
+
+impl Nodes {
+    /// What a failed test needs to be understood without a second run. The logs of dockerd are
+    /// in the lab's files.
+    fn print_state(&self) {
+        for node in &self.0 {
+            let containers = node.docker("ps -a").unwrap_or_else(|error| error.to_string());
+            eprintln!("---- containers of {}\n{containers}", node.name());
+            let agents =
+                node.docker("ps -aq --filter label=com.docker.swarm.service.name=weir_agent");
+            for agent in agents.unwrap_or_default().lines() {
+                let mut logs = node.daemon().command();
+                eprintln!("---- weir of {}", node.name());
+                let _ =
+                    logs.args(["logs", "--tail", "200", agent]).stdout(std::io::stderr()).status();
+            }
+        }
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.print_state();
+        }
     }
 }
 
@@ -215,10 +240,9 @@ fn each(nodes: &[Node], work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()>
             .iter()
             .map(|node| scope.spawn(move || work(node).with_context(|| node.name().to_owned())))
             .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| anyhow!("a thread of the Swarm panicked"))?)
-            .collect()
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().map_err(|_| anyhow!("a thread of the Swarm panicked"))?
+        })
     })
 }
 

@@ -1,5 +1,6 @@
 //! One node: a machine of its own with a dockerd.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,11 +9,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::agent::HTTP_PORT;
 use crate::host::Host;
 use crate::http::Answer;
+use crate::leftovers::Traces;
 use crate::process::Process;
 use crate::swarm::docker::Docker;
 use crate::swarm::image::Image;
@@ -30,7 +34,7 @@ pub struct Node {
     docker: Docker,
     dockerd: Mutex<Option<Process>>,
     first: i32,
-    _machine: Process,
+    machine: Process,
 }
 
 impl Node {
@@ -44,16 +48,12 @@ impl Node {
         let first: i32 = eventually("the machine to be mounted", BOOT, || -> Result<i32> {
             Ok(fs::read_to_string(&ready).context("not yet")?.parse()?)
         })
-        .with_context(|| fs::read_to_string(host.run_dir().join("machine.log")).unwrap_or_default())?;
+        .with_context(|| {
+            fs::read_to_string(host.run_dir().join("machine.log")).unwrap_or_default()
+        })?;
         let socket = PathBuf::from(format!("/proc/{first}/root/run/docker.sock"));
         let docker = Docker::at(socket, host.run_dir().join("docker-config"));
-        Ok(Self {
-            host: host.clone(),
-            docker,
-            dockerd: Mutex::new(None),
-            first,
-            _machine: machine,
-        })
+        Ok(Self { host: host.clone(), docker, dockerd: Mutex::new(None), first, machine })
     }
 
     /// The name, which is the host name that Docker shows.
@@ -110,6 +110,16 @@ impl Node {
     pub fn weir(&self, path: &str) -> Result<Answer> {
         let server = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), HTTP_PORT);
         self.host.netns().http_get(server, path)
+    }
+
+    /// What is in the kernel for this node: interfaces, attached programs, routes, pins. To be
+    /// compared with an earlier answer.
+    pub fn kernel_traces(&self) -> Result<BTreeSet<String>> {
+        let mut traces = Traces::of(&self.host)?.into_set();
+        for pin in fs::read_dir(self.path("/sys/fs/bpf"))? {
+            traces.insert(format!("the pin {}", pin?.file_name().display()));
+        }
+        Ok(traces)
     }
 
     /// A path of the node, as the test can open it.
@@ -171,6 +181,14 @@ impl Node {
 
     fn lock(&self) -> MutexGuard<'_, Option<Process>> {
         self.dockerd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Its parent, which we would otherwise kill with it, is there to reap it.
+        let _ = kill(Pid::from_raw(self.first), Signal::SIGKILL);
+        let _ = self.machine.wait(BOOT);
     }
 }
 

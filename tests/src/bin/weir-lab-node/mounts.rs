@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Directories that dockerd and weir write: the node sees the machine's contents, and its own
 /// changes go to memory.
@@ -17,6 +18,13 @@ pub fn all() -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .context("make all mounts private")?;
+    // Not only covered: whoever reads the list of mounts must not find the machine's own.
+    for machines in ["/sys", "/run", "/proc"] {
+        match umount2(machines, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL) => {} // EINVAL: nothing is mounted there
+            Err(error) => return Err(error).with_context(|| format!("unmount {machines}")),
+        }
+    }
     file_system("proc", "/proc")?;
     file_system("sysfs", "/sys")?;
     // One hierarchy with the node's cgroup as its root: a modern host, whatever the machine has.
