@@ -9,6 +9,12 @@ use serde_json::Value;
 /// The client of the package that brings dockerd: another one on the path may be newer than it.
 const OF_THE_PACKAGE: &str = "/usr/bin/docker";
 
+/// The `docker` command.
+pub fn docker_program() -> &'static Path {
+    let own = Path::new(OF_THE_PACKAGE);
+    if own.exists() { own } else { Path::new("docker") }
+}
+
 /// A Docker daemon, reached over its socket.
 #[derive(Debug, Clone)]
 pub struct Docker {
@@ -28,8 +34,7 @@ impl Docker {
 
     /// The command without arguments; it knows nothing of the user's own contexts and logins.
     pub fn command(&self) -> Command {
-        let own = Path::new(OF_THE_PACKAGE);
-        let mut command = Command::new(if own.exists() { own } else { Path::new("docker") });
+        let mut command = Command::new(docker_program());
         command.arg("--config").arg(&self.config);
         command.arg("--host").arg(format!("unix://{}", self.socket.display()));
         command.env_remove("DOCKER_CONTEXT").stdin(Stdio::null());

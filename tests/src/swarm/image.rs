@@ -67,6 +67,7 @@ pub fn task_images() -> Result<Vec<Image>> {
         "Interval": 500_000_000,
         "Timeout": 2_000_000_000,
         "Retries": 1,
+        "StartPeriod": 30_000_000_000_u64,
     });
     [(TASK_V1, own("v1")), (TASK_V2, own("v2")), (TASK_HEALTH, checked)]
         .into_iter()

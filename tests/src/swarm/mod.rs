@@ -21,8 +21,8 @@ use crate::host::Client;
 use crate::lab::Lab;
 use crate::wait::eventually;
 
-pub use docker::Docker;
-pub use image::{Image, TASK_V1, TASK_V2, task_images, weir_image};
+pub use docker::{Docker, docker_program};
+pub use image::{Image, TASK_HEALTH, TASK_V1, TASK_V2, task_images, weir_image};
 pub use node::Node;
 pub use service::{TaskAt, Update};
 
