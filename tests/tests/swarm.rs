@@ -4,9 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use weir_tests::agent::agent_program;
 use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
 use weir_tests::traffic::HttpLoad;
 use weir_tests::{How, Mesh, Probe, eventually};
@@ -24,12 +26,13 @@ fn swarm() -> Swarm {
 
 /// Deploys weir with the stack file, reading `/etc/weir/mesh.toml` of each node.
 fn deploy_weir(swarm: &Swarm) {
-    for node in swarm.nodes() {
-        fs::create_dir_all(node.path("/etc/weir")).unwrap();
-    }
     follow(swarm);
     let files = ["deploy/stack.yml", "tests/stacks/file-source.yml"].map(repository);
     swarm.deploy("weir", &[&files[0], &files[1]]).unwrap();
+    wait_ready(swarm);
+}
+
+fn wait_ready(swarm: &Swarm) {
     for node in swarm.nodes() {
         let ready = format!("weir on {} to be ready", node.name());
         eventually(&ready, Duration::from_secs(30), || -> Result<()> {
@@ -50,17 +53,13 @@ fn follow(swarm: &Swarm) {
         mesh.service("web").task_at(&task.name, &task.node, &[task.address.unwrap()]);
     }
     for node in swarm.nodes() {
+        fs::create_dir_all(node.path("/etc/weir")).unwrap();
         mesh.write_to(&node.path("/etc/weir/mesh.toml")).unwrap();
     }
 }
 
-#[test]
-fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
-    let swarm = swarm();
-    swarm.docker(CREATE_WEB).unwrap();
-    swarm.wait_running("web", 3).unwrap();
-    eprintln!("the service runs after {:?}", swarm.age());
-    deploy_weir(&swarm);
+/// Every node answers a client from all three tasks, over TCP and UDP, and so does its localhost.
+fn assert_served(swarm: &Swarm) {
     let client = swarm.client("c1");
     for node in swarm.nodes() {
         for how in [How::Tcp, How::Udp] {
@@ -78,6 +77,16 @@ fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
         let answered: BTreeSet<_> = seen.into_iter().map(|seen| seen.task).collect();
         assert_eq!(answered.len(), 3, "from {} itself: {answered:?}", node.name());
     }
+}
+
+#[test]
+fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
+    let swarm = swarm();
+    swarm.docker(CREATE_WEB).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    eprintln!("the service runs after {:?}", swarm.age());
+    deploy_weir(&swarm);
+    assert_served(&swarm);
     eprintln!("all is asked after {:?}", swarm.age());
     swarm.finish().unwrap();
 }
@@ -112,5 +121,30 @@ fn forwarding_outlives_the_stack_and_ends_with_the_uninstall_stack() {
         })
         .unwrap();
     }
+    swarm.finish().unwrap();
+}
+
+/// `setpriv --bounding-set=-all,+bpf,...`: what the unit leaves to root.
+fn as_the_unit_runs_it() -> Command {
+    let unit = fs::read_to_string(repository("deploy/weir.service")).unwrap();
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let names = line.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
+    let kept: String = names.map(|name| format!(",+{name}")).collect();
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--bounding-set=-all{kept}")).arg(agent_program().unwrap()).arg("agent");
+    command
+}
+
+#[test]
+fn the_capabilities_of_the_systemd_unit_are_enough_on_a_node_of_a_swarm() {
+    let swarm = swarm();
+    swarm.docker(CREATE_WEB).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    follow(&swarm);
+    let agents: Vec<_> =
+        swarm.nodes().iter().map(|node| node.spawn(as_the_unit_runs_it()).unwrap()).collect();
+    wait_ready(&swarm);
+    assert_served(&swarm);
+    drop(agents);
     swarm.finish().unwrap();
 }

@@ -127,6 +127,11 @@ impl Node {
         Path::new(&format!("/proc/{}/root", self.first)).join(inside.trim_start_matches('/'))
     }
 
+    /// Starts a program in the node, which sees it as one of its own.
+    pub fn spawn(&self, command: Command) -> Result<Process> {
+        self.host.spawn(self.inside(command)?)
+    }
+
     /// Runs a program in the node to its end.
     pub fn output(&self, command: Command) -> Result<Output> {
         self.host.output(self.inside(command)?)
@@ -140,8 +145,8 @@ impl Node {
 
     /// Starts dockerd and waits until it answers.
     pub fn start_docker(&self) -> Result<()> {
-        let command = self.inside(Command::new("dockerd"))?;
-        *self.lock() = Some(self.host.spawn(to_log(command, &self.host, "dockerd.log")?)?);
+        let log = to_log(self.inside(Command::new("dockerd"))?, &self.host, "dockerd.log")?;
+        *self.lock() = Some(self.host.spawn(log)?);
         eventually(&format!("dockerd of {} to answer", self.name()), BOOT, || {
             ensure!(self.lock().as_mut().is_some_and(Process::is_running), "it ended");
             self.docker.run(&["version", "--format", "{{.Server.Version}}"])
@@ -166,6 +171,7 @@ impl Node {
         let _ = fs::remove_file(self.path("/run/docker.pid"));
     }
 
+    /// Its environment is taken over, its input and output are not.
     fn inside(&self, command: Command) -> Result<Command> {
         let mut outer = Command::new(node_program()?);
         outer.arg("exec").arg(self.first.to_string()).arg(command.get_program());
