@@ -233,7 +233,7 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
 fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
     let here = service.tasks.iter().any(|task| task.node == now.config.node.name);
     let view = |port: &weir_mesh::Port| {
-        let frontend = Frontend { protocol: port.protocol, port: port.published };
+        let frontend = Frontend::of(port);
         let holder = now.report.withheld.get(&frontend);
         let state = if now.report.ports.contains(&frontend) {
             PortState::Served

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::{
     ident::{Ident, Tag},
-    service::{Balance, Protocol, PublishedPort, TargetPort, Timeouts},
+    service::{Balance, Port, Protocol, PublishedPort, TargetPort, Timeouts},
 };
 
 pub use apply::Violation;
@@ -135,6 +135,9 @@ pub struct ServiceRecord {
     pub balance: Balance,
     /// Whether only this node's tasks may serve it (`mode=host`).
     pub host_mode: bool,
+    /// Whether clients of this node are left to the process that has the port here. What other
+    /// nodes forward is served all the same.
+    pub withheld: bool,
     /// Where the tasks listen.
     pub target: TargetPort,
     /// All active tasks with an IPv4 address.
@@ -221,6 +224,13 @@ pub enum MapOp {
 
 // === impl Frontend, Region, Via ===
 
+impl Frontend {
+    /// What clients connect to for this port.
+    pub fn of(port: &Port) -> Self {
+        Self { protocol: port.protocol, port: port.published }
+    }
+}
+
 impl fmt::Display for Frontend {
     /// `tcp/8080`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -239,6 +249,16 @@ impl Via {
     /// Whether the task runs on this node.
     pub fn is_local(self) -> bool {
         !matches!(self, Self::Tunnel { .. })
+    }
+}
+
+// === impl Installed ===
+
+impl Installed {
+    /// Whether clients of this node are served at a port.
+    pub fn serves(&self, frontend: Frontend) -> bool {
+        let record = self.ports.get(&frontend).and_then(|slot| self.records.get(slot));
+        record.is_some_and(|record| !record.withheld)
     }
 }
 

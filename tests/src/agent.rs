@@ -22,6 +22,7 @@ pub(crate) const HTTP_PORT: u16 = 9950;
 const TUNNEL_PORT: i64 = 7950;
 /// Longer than any start, shorter than anybody's patience.
 const START: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(2);
 const STOP: Duration = Duration::from_secs(10);
 
 /// The `weir` binary: `WEIR_BIN`, else beside the running test.
@@ -239,13 +240,16 @@ pub(crate) fn uninstall(host: &Host) -> Vec<String> {
     if let Err(error) = run_uninstall(host, &config) {
         problems.push(format!("{}: {error:#}", host.name()));
     }
-    match Traces::of(host) {
-        Ok(now) => {
-            problems.extend(now.beyond(&before).map(|trace| {
-                format!("{}: after weir uninstall there is still {trace}", host.name())
-            }))
-        }
-        Err(error) => problems.push(format!("{}: {error:#}", host.name())),
+    // A link that lost its pin is detached after a grace period of the kernel.
+    let clean = eventually("nothing to be left", GRACE, || {
+        let now = Traces::of(host)?;
+        let left: Vec<_> =
+            now.beyond(&before).map(|trace| format!("there is still {trace}")).collect();
+        ensure!(left.is_empty(), "{}", left.join("\n"));
+        Ok(())
+    });
+    if let Err(error) = clean {
+        problems.push(format!("{}: after weir uninstall: {error:#}", host.name()));
     }
     problems
 }

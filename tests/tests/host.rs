@@ -199,6 +199,29 @@ fn a_process_that_listens_on_a_published_port_keeps_it_until_it_ends() {
 }
 
 #[test]
+fn a_port_that_a_process_keeps_on_one_node_serves_its_task_through_the_other_nodes() {
+    let mut scene = scene_with(&[]);
+    let _own = own_server(&scene, "n1");
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    for target in scene.lab.host("n2").targets(PORT) {
+        let mut tasks = BTreeSet::new();
+        for _ in 0..4 {
+            let seen = client.ask(&Probe::tcp(target));
+            cases.note(format!("{target} is the mesh's"), seen.answered_from(target));
+            tasks.extend(seen.task);
+        }
+        let both = || {
+            ensure!(tasks == BTreeSet::from(["web.1", "web.2"].map(str::to_owned)), "{tasks:?}");
+            Ok(())
+        };
+        cases.note(format!("{target} reaches both tasks"), both());
+    }
+    cases.end(&scene).unwrap();
+}
+
+#[test]
 fn a_second_agent_on_a_host_is_refused_and_told_who_the_first_is() {
     let mut scene = scene();
     scene.start().unwrap();
@@ -220,6 +243,17 @@ fn an_agent_without_capabilities_says_which_and_how_to_get_them() {
         let output = Agent::attempt(lab.host("n1"), &wrapper, |_| ()).unwrap();
         refused(&output, &[&format!("CAP_{}", lost.to_uppercase())]);
     }
+    assert!(!lab.host("n1").pin_dir().exists(), "a refused agent has pinned something");
+}
+
+#[test]
+fn an_agent_whose_kernel_refuses_programs_says_what_it_needs_and_leaves_nothing() {
+    let lab = Lab::builder().hosts(1).clients(0).build().unwrap();
+    lab.mesh().write().unwrap();
+    let task = task_program().unwrap();
+    let wrapper = [task.to_str().unwrap(), "refuse-programs", "--"];
+    let output = Agent::attempt(lab.host("n1"), &wrapper, |_| ()).unwrap();
+    refused(&output, &["the kernel takes no classifier programs", "CONFIG_BPF_SYSCALL"]);
     assert!(!lab.host("n1").pin_dir().exists(), "a refused agent has pinned something");
 }
 

@@ -26,6 +26,11 @@ fn check(world: &World, cases: &[Case]) {
     }
 }
 
+/// The source port of a packet's text.
+fn port_of(text: &str) -> u16 {
+    text.split([':', ' ']).nth(2).unwrap().parse().unwrap()
+}
+
 const WEB: &[&str] = &["8080:80/tcp", "5353:53/udp"];
 
 #[test]
@@ -471,7 +476,7 @@ fn one_client_port_may_use_two_addresses_of_the_mesh_at_once() {
     let Outcome::Sent(seen) = world.run("nic_in", &format!("{second} S")).unwrap() else {
         panic!("the second connection was not forwarded");
     };
-    let alias = seen.split([':', ' ']).nth(2).unwrap().parse::<u16>().unwrap();
+    let alias = port_of(&seen);
     assert_ne!(alias, 40000, "the task must be able to tell the two apart: {seen}");
     assert!(seen.ends_with("> 172.18.0.3:80 S ttl 63"), "{seen}");
     assert_eq!(
@@ -489,6 +494,35 @@ fn one_client_port_may_use_two_addresses_of_the_mesh_at_once() {
         sent(&format!("tcp 10.77.0.101:{alias} > 172.18.0.3:80 A seq 1 ack 1 ttl 63")),
         "the second connection keeps its alias"
     );
+}
+
+#[test]
+fn a_client_port_that_is_another_flows_alias_is_not_taken_for_it() {
+    let mut world = World::new().unwrap();
+    world.service("web", Balance::RoundRobin, WEB, &[("web.1", "n1", 3, Active)]).unwrap();
+    let (n2, tag) = (world.node("n2").unwrap(), world.tag("web", "web.1", "n1").unwrap());
+    world.run("nic_in", "tcp 10.77.0.101:40000 > 10.77.0.11:8080 S").unwrap();
+    let through_n2 = "tcp 10.77.0.101:40000 > 10.77.0.12:8080 S";
+    let Outcome::Sent(seen) = world.tunnel(n2, tag, through_n2).unwrap() else {
+        panic!("the second connection was not forwarded");
+    };
+    let alias = port_of(&seen);
+    assert_ne!(alias, 40000, "the task must be able to tell the two apart: {seen}");
+    // The client now uses the port that the task knows the second connection by.
+    let third = format!("tcp 10.77.0.101:{alias} > 10.77.0.12:8080 S");
+    let Outcome::Sent(seen) = world.tunnel(n2, tag, &third).unwrap() else {
+        panic!("the third connection was not forwarded");
+    };
+    let other = port_of(&seen);
+    assert_ne!(other, alias, "it is a connection of its own: {seen}");
+    for (at_task, at_client) in [(alias, 40000), (other, alias)] {
+        let reply = format!("tcp 172.18.0.3:80 > 10.77.0.101:{at_task} SA");
+        assert_eq!(
+            world.run("task_out", &reply).unwrap(),
+            sent(&format!("tcp 10.77.0.12:8080 > 10.77.0.101:{at_client} SA ttl 63")),
+            "each answer goes to the port that asked"
+        );
+    }
 }
 
 #[test]

@@ -151,7 +151,7 @@ impl Scrape {
 
     fn ports<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = PortRow<'a>> {
         service.ports.iter().map(|port| {
-            let frontend = Frontend { protocol: port.protocol, port: port.published };
+            let frontend = Frontend::of(port);
             PortRow {
                 service: service.name.as_str(),
                 protocol: port.protocol.to_string(),

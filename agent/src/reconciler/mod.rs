@@ -201,9 +201,9 @@ impl<K: Kernel> Reconciler<K> {
         if self.settings.on_port_conflict == OnPortConflict::MeshWins {
             return BTreeMap::new();
         }
-        let served = &self.planner.installed().ports;
+        let installed = self.planner.installed();
         let mut wanted = wanted_ports(snapshot, &self.settings.node);
-        wanted.retain(|frontend| !served.contains_key(frontend));
+        wanted.retain(|frontend| !installed.serves(*frontend));
         if wanted.is_empty() {
             return BTreeMap::new();
         }
@@ -308,8 +308,9 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn note_installed(&mut self) {
-        let ports = self.planner.installed().ports.keys().copied().collect();
-        self.report.ports = Arc::new(ports);
+        let installed = self.planner.installed();
+        let ports = installed.ports.keys().filter(|frontend| installed.serves(**frontend));
+        self.report.ports = Arc::new(ports.copied().collect());
     }
 
     fn note_attachments(&mut self) {
@@ -380,7 +381,7 @@ fn wanted_ports(snapshot: &MeshSnapshot, node: &NodeName) -> BTreeSet<Frontend> 
         for port in &service.ports {
             let local = || service.tasks.iter().any(|task| task.node == *node);
             if port.mode == PublishMode::Ingress || *here.get_or_insert_with(local) {
-                wanted.insert(Frontend { protocol: port.protocol, port: port.published });
+                wanted.insert(Frontend::of(port));
             }
         }
     }

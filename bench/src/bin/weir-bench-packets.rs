@@ -78,6 +78,14 @@ fn rows() -> Vec<Row> {
             flows: 4096,
             ..row("not a published port, 4096 flows", "nic_in", other)
         },
+        row("for comparison: one look-up, 1 flow", "one_lookup", data),
+        Row { flows: 4096, ..row("for comparison: one look-up, 4096 flows", "one_lookup", data) },
+        Row {
+            fresh: true,
+            flows: 65536,
+            ..row("for comparison: one insert of a new flow", "one_insert", data)
+        },
+        row("for comparison: one checksum helper", "one_checksum", data),
         row(
             "reply of a local task v4, 1 flow",
             "task_out",

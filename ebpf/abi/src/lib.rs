@@ -112,6 +112,8 @@ pub mod balance {
 pub mod service_flag {
     /// Published with `mode=host`.
     pub const HOST_MODE: u8 = 1;
+    /// A process of this host has the port: only what other nodes forward is served.
+    pub const WITHHELD: u8 = 2;
 }
 
 /// A service record. Immutable while a cell of `PORTS` points at it.

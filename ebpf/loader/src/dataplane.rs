@@ -29,6 +29,12 @@ pub(crate) const RELAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 119, 1);
 /// See [`RELAY4`].
 pub(crate) const RELAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6569, 0x7200, 0, 0, 0, 0, 1);
 
+/// Tasks whose link-layer addresses are asked for at once. The kernel's neighbour table is one for
+/// all namespaces and refuses all when it is full (`net.ipv4.neigh.default.gc_thresh3`, 1024): a
+/// thousand tasks that do not answer must not keep the host from finding its gateway. Until its
+/// turn comes, a task is reached by the kernel's own neighbour resolution.
+const MOST_ASKED: usize = 64;
+
 /// Headers that the tunnel adds: outer IP, UDP, VXLAN, inner Ethernet.
 const OVERHEAD4: u32 = 20 + 8 + 8 + 14;
 const OVERHEAD6: u32 = 40 + 8 + 8 + 14;
@@ -41,6 +47,8 @@ pub struct Dataplane {
     pub(crate) hooks: Hooks,
     netlink: Netlink,
     missing: BTreeSet<String>,
+    /// The last task whose link-layer address was asked for.
+    asked: Option<IpAddr>,
 }
 
 impl Dataplane {
@@ -64,6 +72,7 @@ impl Dataplane {
             hooks,
             netlink,
             missing: BTreeSet::new(),
+            asked: None,
         };
         let host = plane.netlink.host()?;
         let tunnel = plane.ensure_tunnel(&host)?;
@@ -222,7 +231,9 @@ impl Dataplane {
         let unknown: Vec<IpAddr> =
             tasks.iter().copied().filter(|task| wants_neighbour(&host, *task)).collect();
         if !unknown.is_empty() {
-            net::ask_for(&unknown);
+            let turn = in_turn(&unknown, self.asked, MOST_ASKED);
+            self.asked = turn.last().copied();
+            net::ask_for(&turn);
             host = self.netlink.host()?;
         }
         let tunnel = self.ensure_tunnel(&host)?;
@@ -403,6 +414,13 @@ fn prepare_pins(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
+/// The next `most` of `all`, which is sorted, after the one that was last; then from the start.
+fn in_turn(all: &[IpAddr], last: Option<IpAddr>, most: usize) -> Vec<IpAddr> {
+    let start = last.map_or(0, |last| all.partition_point(|address| *address <= last));
+    let (before, after) = all.split_at(start);
+    after.iter().chain(before).copied().take(most).collect()
+}
+
 /// A bridge leads to the task, but which of its ports is not known yet.
 fn wants_neighbour(host: &Host, task: IpAddr) -> bool {
     host.toward(task).is_some_and(|toward| toward.bridge && peer(host, toward, task).is_none())
@@ -423,5 +441,25 @@ fn is_link_local(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(addr) => addr.is_link_local(),
         IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_address_has_its_turn_and_never_more_than_so_many_at_once() {
+        let all: Vec<IpAddr> = (1..=5).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        let mut last = None;
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            let turn = in_turn(&all, last, 2);
+            assert_eq!(turn.len(), 2);
+            last = turn.last().copied();
+            seen.extend(turn);
+        }
+        assert_eq!(seen, [&all[..], &all[..]].concat());
+        assert_eq!(in_turn(&all[..1], last, 2), all[..1], "those that are gone are passed over");
     }
 }

@@ -120,6 +120,10 @@ fn state_from_abi(state: u8) -> BackendState {
     }
 }
 
+fn flag(is_set: bool, flag: u8) -> u8 {
+    if is_set { flag } else { 0 }
+}
+
 pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Service {
     let timeouts = &record.timeouts;
     abi::Service {
@@ -132,7 +136,8 @@ pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Servi
             Balance::Random => balance::RANDOM,
             Balance::Maglev => balance::MAGLEV,
         },
-        flags: if record.host_mode { service_flag::HOST_MODE } else { 0 },
+        flags: flag(record.host_mode, service_flag::HOST_MODE)
+            | flag(record.withheld, service_flag::WITHHELD),
         timeouts: abi::Timeouts {
             tcp_syn: clock.jiffies(timeouts.tcp_syn),
             tcp_established: clock.jiffies(timeouts.tcp_established),
@@ -161,6 +166,7 @@ pub(crate) fn service_from_abi(service: &abi::Service, clock: Clock) -> Option<S
             _ => Balance::RoundRobin,
         },
         host_mode: service.flags & service_flag::HOST_MODE != 0,
+        withheld: service.flags & service_flag::WITHHELD != 0,
         target: TargetPort(target),
         pick4: region_from_abi(service.pick4),
         pick6: region_from_abi(service.pick6),
@@ -211,6 +217,7 @@ mod tests {
             service: ServiceId(3),
             balance: Balance::Maglev,
             host_mode: true,
+            withheld: true,
             target: TargetPort::new(80).unwrap(),
             pick4: Region { offset: 5, len: 9 },
             pick6: Region { offset: 20, len: 1 },

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use weir_abi::{
     Backend, Config, Counters, DropReason, FlowKey, Forward, PortCell, Region, Reverse, Service,
-    Timeouts, backend_state, balance, flow_flag, port_cell, via,
+    Timeouts, backend_state, balance, flow_flag, port_cell, service_flag, via,
 };
 
 use crate::{
@@ -48,7 +48,13 @@ pub struct Choice {
     pub backend: &'static Backend,
 }
 
-/// What a port means, if it is published.
+/// What a port means to clients of this node, if it is published.
+#[inline(always)]
+pub fn entrance(udp: bool, port: [u8; 2]) -> Option<Frontend> {
+    frontend(udp, port).filter(|found| found.service.flags & service_flag::WITHHELD == 0)
+}
+
+/// What a port means in the mesh, if it is published.
 #[inline(always)]
 pub fn frontend(udp: bool, port: [u8; 2]) -> Option<Frontend> {
     let cell = *PORTS.get(port_cell(udp, port))?;
@@ -77,7 +83,7 @@ pub fn continues<A>(
     if backend.generation != flow.generation || backend.state == backend_state::GONE {
         return None;
     }
-    if now.wrapping_sub(flow.last) > timeout(flow.flags, packet.is_udp(), timeouts) {
+    if since(flow.last, now) > timeout(flow.flags, packet.is_udp(), timeouts) {
         return None;
     }
     // A SYN on a flow that has ended, or whose task takes no new connections, opens a new one:
@@ -222,7 +228,7 @@ pub fn ensure_reverse<F: Family>(
         let ended = flow_flag::CLIENT_FIN | flow_flag::TASK_FIN;
         let over = found.flags & flow_flag::RESET != 0
             || found.flags & ended == ended
-            || value.last.wrapping_sub(found.last)
+            || since(found.last, value.last)
                 > timeout(found.flags, key.protocol == u32::from(crate::packet::UDP), timeouts);
         if same || over {
             *found = *value;
@@ -376,5 +382,13 @@ pub fn account_new(counters: u32, backend: u32) {
 /// line a packet; a second's precision is enough for timeouts of seconds.
 #[inline(always)]
 pub fn stale(last: u32, now: u32, config: &Config) -> bool {
-    now.wrapping_sub(last) > config.hz
+    since(last, now) > config.hz
+}
+
+/// Jiffies from `last` to `now`. Another CPU may have noted a later time than this one has read: no
+/// time has passed then, not 2^32 jiffies.
+#[inline(always)]
+fn since(last: u32, now: u32) -> u32 {
+    let passed = now.wrapping_sub(last);
+    if passed > i32::MAX as u32 { 0 } else { passed }
 }

@@ -18,7 +18,7 @@ use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, flow_flag, vi
 /// Decides about a packet on an uplink, which may be for a published port of this node.
 #[inline(always)]
 pub fn from_wire<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
-    let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
+    let Some(frontend) = flow::entrance(packet.is_udp(), packet.key.dport) else {
         return Fate::pass(packet);
     };
     let origin = Origin { from: 0, ifindex: skb.ifindex(), translate: false, hopped: false };

@@ -55,7 +55,7 @@ pub fn outgoing(ctx: *mut bpf_sock_addr, shape: Shape, act: Act) -> i32 {
         return ALLOW;
     }
     let asked = call.endpoint(shape);
-    let Some(frontend) = flow::frontend(protocol == UDP, asked.port) else { return ALLOW };
+    let Some(frontend) = flow::entrance(protocol == UDP, asked.port) else { return ALLOW };
     let Some(config) = flow::config() else { return ALLOW };
     if !call.of_host(config) || !is_own(asked.addr) {
         return ALLOW;

@@ -15,14 +15,14 @@ mod entry {
         programs::TcContext,
     };
     use weir_abi::{
-        DropReason,
+        DropReason, Forward,
         trial::{FRAME, Template},
     };
     use weir_programs::{
         checksum,
-        family::{V4, V6},
+        family::{Family, V4, V6},
         fate,
-        packet::{ETH_IPV4, ETH_IPV6, Ethernet, Frame},
+        packet::{self, ETH_IPV4, ETH_IPV6, Ethernet, Frame},
         skb::Skb,
         tunnel,
     };
@@ -62,6 +62,35 @@ mod entry {
     #[classifier]
     pub fn nothing(_: TcContext) -> i32 {
         -1
+    }
+
+    /// A target that looks one flow up: what this machine takes for the dearest thing that a
+    /// program cannot do without.
+    #[classifier]
+    pub fn one_lookup(ctx: TcContext) -> i32 {
+        let skb = Skb::new(&ctx);
+        match packet::read_ipv4(&skb) {
+            Ok(packet) if V4::forward().get_ptr(packet.key).is_some() => 7,
+            _ => -1,
+        }
+    }
+
+    /// A target that remembers one flow.
+    #[classifier]
+    pub fn one_insert(ctx: TcContext) -> i32 {
+        let skb = Skb::new(&ctx);
+        let flow = Forward::default();
+        match packet::read_ipv4(&skb) {
+            Ok(packet) if V4::forward().insert(packet.key, flow, 0).is_ok() => 7,
+            _ => -1,
+        }
+    }
+
+    /// A target that corrects one transport checksum.
+    #[classifier]
+    pub fn one_checksum(ctx: TcContext) -> i32 {
+        const TCP_CHECK: u32 = 34 + 16;
+        if Skb::new(&ctx).fix_pseudo(TCP_CHECK, 1, false, 0) { 7 } else { -1 }
     }
 
     /// Restores the packet, chooses a flow, and runs the program under test on it. Repeating a

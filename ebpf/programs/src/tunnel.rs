@@ -108,7 +108,10 @@ fn forwarded<F: Answer>(
         if let Some(back) = F::reverse().get_ptr_mut(key) {
             // SAFETY: a value of a map.
             let back = unsafe { &mut *back };
-            let same = back.src == packet.key.dst && back.sport == packet.key.dport;
+            // The client's port too: it may be the alias by which the task knows another flow.
+            let same = back.src == packet.key.dst
+                && back.sport == packet.key.dport
+                && back.dport == packet.key.sport;
             let reopens = packet.is_syn()
                 && (choice.backend.state != backend_state::ACTIVE || back.flags & ENDED != 0);
             if same && !reopens {

@@ -74,6 +74,9 @@ impl Display for ServiceRecord {
             self.local4,
             self.local6,
         )?;
+        if self.withheld {
+            f.write_str(" withheld")?;
+        }
         write!(f, " timeouts={} ident={}", Brief(&self.timeouts), self.ident)
     }
 }

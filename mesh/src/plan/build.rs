@@ -185,6 +185,7 @@ impl<'a> Run<'a> {
             service: id,
             balance: wanted.service.balance,
             host_mode,
+            withheld: wanted.withheld.contains(&Frontend::of(port)),
             target: port.target,
             pick4,
             pick6,
@@ -192,7 +193,7 @@ impl<'a> Run<'a> {
             local6,
             timeouts: wanted.service.timeouts,
         };
-        let frontend = Frontend { protocol: port.protocol, port: port.published };
+        let frontend = Frontend::of(port);
         if self.planner.draft.record_of(frontend) != Some(&record) {
             let slot = self.planner.stock.take_slot(self.now)?;
             build.taken.push(Freed::Slot(slot));

@@ -207,7 +207,7 @@ impl<'a> Run<'a> {
             PublishMode::Host => runs_here,
         };
         let ports = service.ports.iter().filter(|port| wanted(port.mode));
-        ports.map(|port| Frontend { protocol: port.protocol, port: port.published }).collect()
+        ports.map(|port| Frontend::of(port)).collect()
     }
 
     fn add_claimants(&self, frontends: &BTreeSet<Frontend>, todo: &mut Todo<'a>) {

@@ -23,6 +23,8 @@ pub(super) struct Wanted<'a> {
     pub(super) id: Option<ServiceId>,
     /// The ports that this node serves.
     pub(super) ports: Vec<Port>,
+    /// Those of them that it serves to other nodes only.
+    pub(super) withheld: BTreeSet<Frontend>,
     pub(super) members: Vec<Member>,
     /// Identities of tasks that are down.
     pub(super) down: BTreeSet<Ident>,
@@ -73,9 +75,9 @@ impl<'a> Run<'a> {
     /// Draws up what a service should look like. Notes what stands in the way.
     pub(super) fn want(&mut self, service: &'a Service, ident: Ident) -> Wanted<'a> {
         let id = self.id_of(service, ident);
-        let ports = self.served_ports(service);
-        let mut wanted =
-            Wanted { service, ident, id, ports, members: Vec::new(), down: BTreeSet::new() };
+        let (ports, withheld) = self.served_ports(service);
+        let (members, down) = (Vec::new(), BTreeSet::new());
+        let mut wanted = Wanted { service, ident, id, ports, withheld, members, down };
         for task in self.tasks_needed_here(service) {
             let ident = Ident::of_task(&service.name, &task.name, &task.node);
             if task.state == TaskState::Down {
@@ -122,11 +124,13 @@ impl<'a> Run<'a> {
         service.tasks.iter().filter(move |task| !none && (everywhere || task.node == *here))
     }
 
-    fn served_ports(&mut self, service: &Service) -> Vec<Port> {
+    /// The ports that this node serves, and those of them that it serves to other nodes only.
+    fn served_ports(&mut self, service: &Service) -> (Vec<Port>, BTreeSet<Frontend>) {
         let mut ports = Vec::new();
+        let mut withheld = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for port in &service.ports {
-            let frontend = Frontend { protocol: port.protocol, port: port.published };
+            let frontend = Frontend::of(port);
             let Some(winner) = self.planner.memory.winner(frontend) else { continue };
             if !seen.insert(frontend) {
                 continue;
@@ -137,16 +141,22 @@ impl<'a> Run<'a> {
                 self.problems.push(Problem::PortConflict { service: name, frontend, winner });
             } else if self.is_withheld(frontend) {
                 self.problems.push(Problem::PortTaken { service: name, frontend });
+                // A host port has no clients but this node's.
+                if port.mode == PublishMode::Ingress {
+                    withheld.insert(frontend);
+                    ports.push(*port);
+                }
             } else {
                 ports.push(*port);
             }
         }
-        ports
+        (ports, withheld)
     }
 
+    /// A port that is served already is not given up to a process that comes later.
     fn is_withheld(&self, frontend: Frontend) -> bool {
-        self.local.withheld.contains(&frontend)
-            && !self.planner.draft.installed.ports.contains_key(&frontend)
+        let record = self.planner.draft.record_of(frontend);
+        self.local.withheld.contains(&frontend) && record.is_none_or(|record| record.withheld)
     }
 
     fn member(

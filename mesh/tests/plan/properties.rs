@@ -233,7 +233,7 @@ impl Story {
             let here = tasks.any(|it| it.node.as_str() == HERE && it.state != TaskState::Down);
             let served = service.ports.iter().filter(|it| it.mode == PublishMode::Ingress || here);
             for port in served {
-                let frontend = Frontend { protocol: port.protocol, port: port.published };
+                let frontend = Frontend::of(port);
                 wanted.entry(frontend).or_insert(service);
             }
         }

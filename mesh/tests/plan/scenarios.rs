@@ -266,18 +266,24 @@ TAG 5871970 service=1 -> BACKEND 1
 }
 
 #[test]
-fn a_port_that_a_process_listens_on_is_not_begun_to_be_served() {
+fn a_port_that_a_process_listens_on_is_served_to_other_nodes_only() {
     let mut scene = Scene::new();
     let snapshot = mesh("web 80:80 81:80 | 1@n2");
     scene.0.local.withheld = [tcp(80)].into();
     let plan = scene.0.serve(&snapshot);
     let problem = "service web is not served at tcp/80 here: a process on this node listens there";
     assert_eq!(plan.problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [problem]);
-    assert_eq!(scene.0.kernel.ports.keys().copied().collect::<Vec<_>>(), [tcp(81)]);
-    // One that is served is not given up.
+    let served = |scene: &Scene| [80, 81].map(|port| scene.0.kernel.serves(tcp(port)));
+    assert_eq!(served(&scene), [false, true]);
+    assert!(scene.0.kernel.ports.contains_key(&tcp(80)), "other nodes forward to its tasks");
+    // The process has gone, another came to a port that is served: that is not given up.
     scene.0.local.withheld = [tcp(81)].into();
     let plan = scene.0.serve(&snapshot);
-    assert_eq!((brief(&plan.ops).as_str(), plan.problems), ("record 2, tcp/80 -> 2", vec![]));
+    assert_eq!(
+        (brief(&plan.ops).as_str(), plan.problems),
+        ("record 3, tcp/80 -> 3, remove-record 1", vec![])
+    );
+    assert_eq!(served(&scene), [true, true]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod echo;
 mod http;
 mod image;
 mod listen;
+mod refusing;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -44,6 +45,12 @@ enum Program {
     Probe {
         /// A JSON list of probes
         probes: String,
+    },
+    /// Run a command for which the kernel refuses eBPF programs
+    RefusePrograms {
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<std::ffi::OsString>,
     },
     /// Receive bulk data, check every byte, report the count
     Sink(bulk::Peer),
@@ -88,6 +95,7 @@ async fn main() -> Result<()> {
         Program::Sick => image::set_sick(true),
         Program::Well => image::set_sick(false),
         Program::Probe { probes } => probe(&probes),
+        Program::RefusePrograms { command } => refusing::run(&command),
         Program::Sink(peer) => bulk::sink(&peer),
         Program::Source { peer, mb } => bulk::source(&peer, mb * 1_000_000),
     }
