@@ -306,10 +306,4 @@ impl Error {
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Status { status: 404, .. })
     }
-
-    /// Whether dockerd says that this node cannot speak for the Swarm: it is no manager, or its
-    /// managers have no majority.
-    pub fn is_without_swarm(&self) -> bool {
-        matches!(self, Self::Status { status: 406 | 503, .. })
-    }
 }

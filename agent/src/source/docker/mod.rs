@@ -20,7 +20,11 @@ pub use engine::{Engine, NoSwarm};
 pub use state::DockerState;
 pub use words::{PeerWords, Voices};
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
@@ -31,6 +35,8 @@ use crate::config::DockerSourceConfig;
 
 /// Between attempts to reach dockerd: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The same for the Swarm.
+const SWARM_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// Asks the dockerd behind `socket` once for its place in a Swarm.
 pub async fn ask(socket: &Path) -> Result<Result<Engine, NoSwarm>, Error> {
@@ -89,7 +95,7 @@ impl DockerSource {
                     if lived || wait == BACKOFF.0 {
                         warn!(problem, remedy, "no Swarm to follow, keeping what is known");
                     }
-                    self.publisher.trouble("no_swarm", problem, remedy);
+                    self.publisher.no_swarm(problem, remedy);
                 }
             }
             wait = if lived { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
@@ -125,20 +131,24 @@ impl DockerSource {
         ended.map(|()| End::Moved)
     }
 
-    /// A manager without a majority cannot say anything of the Swarm; its own tasks go on.
+    /// What goes wrong here does not keep the containers from being followed: a manager without a
+    /// majority can say nothing of the Swarm, a busy one is slow with its 20,000 tasks.
     async fn swarm(&self, client: &Client, engine: &Engine) -> Result<(), Error> {
+        let mut wait = SWARM_BACKOFF.0;
         loop {
-            match swarm::follow(client, engine, self.config.poll, &self.publisher).await {
-                Err(error) if error.is_without_swarm() => {
-                    self.publisher.failed(&error);
-                    sleep(Duration::from_secs(1)).await;
-                    let now = Engine::read(&client.get::<Info>("/info").await?);
-                    if now.is_ok_and(|now| now.manager == engine.manager) {
-                        continue;
-                    }
-                    return Ok(());
-                }
-                ended => return ended,
+            let begun = Instant::now();
+            let Err(error) = swarm::follow(client, engine, self.config.poll, &self.publisher).await
+            else {
+                return Ok(());
+            };
+            self.publisher.swarm_failed(&error);
+            wait = if begun.elapsed() > SWARM_BACKOFF.1 { SWARM_BACKOFF.0 } else { wait };
+            sleep(wait).await;
+            wait = (wait * 2).min(SWARM_BACKOFF.1);
+            let Ok(info) = client.get::<Info>("/info").await else { continue };
+            match Engine::read(&info) {
+                Ok(now) if (&now.node, now.manager) == (&engine.node, engine.manager) => {}
+                _ => return Ok(()),
             }
         }
     }

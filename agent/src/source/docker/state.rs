@@ -28,6 +28,8 @@ pub struct DockerState {
     pub confirmed: Option<Instant>,
     /// Why dockerd is not followed, if it is not.
     pub trouble: Option<Trouble>,
+    /// Why the Swarm is not followed, while this node's containers are.
+    pub swarm_trouble: Option<Trouble>,
     /// Attempts so far; 0: nothing has been heard or failed yet.
     pub readings: u64,
     /// Failures so far, by reason.
@@ -42,6 +44,14 @@ pub(super) struct Publisher {
     socket: String,
 }
 
+/// What is read, and can fail, on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Engine,
+    Node,
+    Swarm,
+}
+
 impl DockerState {
     fn silent() -> Self {
         Self {
@@ -52,6 +62,7 @@ impl DockerState {
             noticed: Instant::now(),
             confirmed: None,
             trouble: None,
+            swarm_trouble: None,
             readings: 0,
             errors: BTreeMap::new(),
         }
@@ -79,16 +90,18 @@ impl Publisher {
     }
 
     pub(super) fn engine(&self, engine: &Engine) {
-        self.publish(Instant::now(), |state| replace(&mut state.engine, engine.clone()));
+        self.publish(Part::Engine, Instant::now(), |state| {
+            replace(&mut state.engine, engine.clone())
+        });
     }
 
     pub(super) fn report(&self, report: Report, noticed: Instant) {
-        self.publish(noticed, |state| replace(&mut state.report, report));
+        self.publish(Part::Node, noticed, |state| replace(&mut state.report, report));
     }
 
     /// Whether it is another than before.
     pub(super) fn declared(&self, declared: Declared, noticed: Instant) -> bool {
-        self.publish(noticed, |state| replace(&mut state.declared, declared))
+        self.publish(Part::Swarm, noticed, |state| replace(&mut state.declared, declared))
     }
 
     pub(super) fn last_declared(&self) -> Option<Arc<Declared>> {
@@ -96,20 +109,30 @@ impl Publisher {
     }
 
     pub(super) fn hearsay(&self, hearsay: Hearsay) -> bool {
-        self.publish(Instant::now(), |state| replace(&mut state.hearsay, hearsay))
+        self.publish(Part::Swarm, Instant::now(), |state| replace(&mut state.hearsay, hearsay))
     }
 
     /// A manager has no need of gossip.
     pub(super) fn no_hearsay(&self) {
-        self.publish(Instant::now(), |state| state.hearsay.take().is_some());
+        self.publish(Part::Engine, Instant::now(), |state| state.hearsay.take().is_some());
     }
 
     /// dockerd cannot be followed.
     pub(super) fn failed(&self, error: &Error) {
-        self.trouble(error.reason(), error.to_string(), error.remedy());
+        self.trouble(Part::Node, error.reason(), error.to_string(), error.remedy());
     }
 
-    pub(super) fn trouble(&self, reason: &'static str, problem: String, remedy: &str) {
+    /// The Swarm cannot be followed; the containers of this node are.
+    pub(super) fn swarm_failed(&self, error: &Error) {
+        self.trouble(Part::Swarm, error.reason(), error.to_string(), error.remedy());
+    }
+
+    /// dockerd is no part of a Swarm.
+    pub(super) fn no_swarm(&self, problem: String, remedy: &str) {
+        self.trouble(Part::Node, "no_swarm", problem, remedy);
+    }
+
+    fn trouble(&self, part: Part, reason: &'static str, problem: String, remedy: &str) {
         let fault = Fault {
             place: Place::File(self.socket.clone()),
             key: String::new(),
@@ -120,15 +143,29 @@ impl Publisher {
         self.state.send_modify(|state| {
             state.readings += 1;
             *state.errors.entry(reason).or_default() += 1;
-            state.trouble = Some(Trouble { reason, faults: [fault].into() });
+            let trouble = Some(Trouble { reason, faults: [fault].into() });
+            match part {
+                Part::Swarm => state.swarm_trouble = trouble,
+                Part::Node | Part::Engine => state.trouble = trouble,
+            }
         });
     }
 
-    fn publish(&self, noticed: Instant, change: impl FnOnce(&mut DockerState) -> bool) -> bool {
+    fn publish(
+        &self,
+        part: Part,
+        noticed: Instant,
+        change: impl FnOnce(&mut DockerState) -> bool,
+    ) -> bool {
         self.state.send_if_modified(|state| {
             state.confirmed = Some(Instant::now());
             let changed = change(state);
-            let recovered = state.trouble.take().is_some();
+            let recovered = match part {
+                Part::Node => state.trouble.take().is_some(),
+                Part::Swarm => state.swarm_trouble.take().is_some(),
+                // That dockerd answers does not mean that all can be read.
+                Part::Engine => false,
+            };
             if changed {
                 state.noticed = noticed;
             }

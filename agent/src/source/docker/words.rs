@@ -89,7 +89,7 @@ impl Voices {
         let state = &mut self.state;
         state.readings = docker.readings;
         state.confirmed = docker.confirmed;
-        state.trouble = docker.trouble.clone();
+        state.trouble = docker.trouble.clone().or(docker.swarm_trouble.clone());
         state.errors = docker.errors.clone();
         state.noticed = docker.noticed.max(peers.noticed);
         if let Some((desired, notes)) = self.desired(&docker, &peers) {
