@@ -86,7 +86,7 @@ impl Scrape {
             .source
             .errors
             .iter()
-            .map(|(reason, count)| (vec![("source", "file"), ("reason", *reason)], *count));
+            .map(|(reason, count)| (vec![("source", source), ("reason", *reason)], *count));
         out.counter("source_errors", "Readings of the source that were not taken", errors)?;
         let mode = vec![("mode", "ebpf"), ("reason", "the kernel has what it takes")];
         let help = "Which data plane is at work";

@@ -74,13 +74,13 @@ impl Dockerd {
             "Type": "container", "Action": action, "scope": "local",
             "Actor": { "ID": container, "Attributes": attributes },
         });
-        self.events.send(format!("{event}\n")).unwrap();
+        self.events.send(format!("{event}\n")).expect("a test's own words");
     }
 
     /// An event about the Swarm.
     pub fn stir(&self, kind: &str) {
         let event = json!({ "Type": kind, "Action": "update", "Actor": { "ID": "x" } });
-        self.events.send(format!("{event}\n")).unwrap();
+        self.events.send(format!("{event}\n")).expect("a test's own words");
     }
 
     /// How often something was asked.
@@ -99,7 +99,7 @@ impl Dockerd {
     }
 
     pub fn start(&mut self) {
-        let listener = UnixListener::bind(&self.socket).unwrap();
+        let listener = UnixListener::bind(&self.socket).expect("a test's own words");
         let (script, events) = (self.script.clone(), self.events.clone());
         let asked = self.asked.clone();
         self.serving = Some(tokio::spawn(async move {
@@ -120,7 +120,7 @@ impl Drop for Dockerd {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap()
+    mutex.lock().expect("a test's own words")
 }
 
 async fn serve(
@@ -140,7 +140,7 @@ async fn serve(
     let head = String::from_utf8_lossy(&head).into_owned();
     let mut words = head.split_ascii_whitespace();
     assert_eq!(words.next(), Some("GET"), "the source only reads");
-    let path = words.next().unwrap().split('?').next().unwrap();
+    let path = words.next().expect("a test's own words").split('?').next().expect("a path");
     // Everything but the first question names the version that was agreed on.
     let question = path.strip_prefix("/v1.41").unwrap_or(path).to_owned();
     lock(&asked).push(question.clone());
@@ -236,7 +236,7 @@ pub fn labels(task: &str, others: &Value) -> Value {
         "com.docker.swarm.task.id": task,
         "com.docker.swarm.task.name": format!("web.1.{task}"),
     });
-    for (name, value) in others.as_object().unwrap() {
+    for (name, value) in others.as_object().expect("a test's own words") {
         labels[name] = value.clone();
     }
     labels

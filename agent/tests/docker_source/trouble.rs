@@ -16,7 +16,7 @@ async fn first_trouble(prepare: impl FnOnce(&mut crate::fake::Dockerd)) -> (Stri
     let mut watched = Watched::start(prepare);
     let state = watched.until(|state| state.trouble.is_some()).await;
     assert!(state.desired.is_none(), "half a mesh is none");
-    let trouble = state.trouble.unwrap();
+    let trouble = state.trouble.expect("waited for");
     (trouble.reason.to_owned(), trouble.summary())
 }
 

@@ -40,7 +40,7 @@ pub fn follow(socket: PathBuf) -> (watch::Receiver<SourceState>, watch::Sender<P
 impl Watched {
     /// Starts the source once its dockerd is prepared.
     pub fn start(prepare: impl FnOnce(&mut Dockerd)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a test's own words");
         let socket = directory.path().join("docker.sock");
         let mut dockerd = Dockerd::manager(&socket);
         prepare(&mut dockerd);
@@ -62,7 +62,7 @@ impl Watched {
 
     pub async fn until(&mut self, wanted: impl FnMut(&SourceState) -> bool) -> SourceState {
         let state = timeout(PATIENCE, self.state.wait_for(wanted)).await;
-        state.expect("the source says it in time").unwrap().clone()
+        state.expect("the source says it in time").expect("a test's own words").clone()
     }
 
     pub async fn until_tasks(&mut self, tasks: &[&str]) -> SourceState {

@@ -74,7 +74,9 @@ impl World {
     }
 
     pub fn change_node(&mut self, name: &str, change: impl FnOnce(&mut DeclaredNode)) {
-        change(Arc::make_mut(self.declare().nodes.get_mut(&node_id(name)).unwrap()));
+        change(Arc::make_mut(
+            self.declare().nodes.get_mut(&node_id(name)).expect("a test's own words"),
+        ));
     }
 
     pub fn service(&mut self, name: &str, ports: &[DeclaredPort]) {
@@ -91,7 +93,8 @@ impl World {
     }
 
     pub fn label_service(&mut self, name: &str, label: &str, value: &str) {
-        let service = self.declare().services.get_mut(&ServiceId::new(name)).unwrap();
+        let service =
+            self.declare().services.get_mut(&ServiceId::new(name)).expect("a test's own words");
         Arc::make_mut(service).labels.insert(label.to_owned(), value.to_owned());
     }
 
@@ -130,7 +133,8 @@ impl World {
             networks: BTreeMap::new(),
             ports: Vec::new(),
         };
-        let report = Arc::make_mut(self.reports.get_mut(&node_id(node)).unwrap());
+        let report =
+            Arc::make_mut(self.reports.get_mut(&node_id(node)).expect("a test's own words"));
         report.tasks.insert(TaskId::new(task), Arc::new(said));
     }
 
@@ -140,8 +144,11 @@ impl World {
         task: &str,
         change: impl FnOnce(&mut ReportedTask),
     ) {
-        let report = Arc::make_mut(self.reports.get_mut(&node_id(node)).unwrap());
-        change(Arc::make_mut(report.tasks.get_mut(&TaskId::new(task)).unwrap()));
+        let report =
+            Arc::make_mut(self.reports.get_mut(&node_id(node)).expect("a test's own words"));
+        change(Arc::make_mut(
+            report.tasks.get_mut(&TaskId::new(task)).expect("a test's own words"),
+        ));
     }
 }
 
