@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use weir_loader::{Check, Dataplane, Outcome};
 
 use crate::{
-    config::{Config, Overrides},
+    config::{Config, Overrides, SourceConfig},
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -24,7 +24,11 @@ use crate::{
         thread::{Handle, Started},
     },
     snapshots::{self, SnapshotWriter},
-    source::file::FileSource,
+    source::{
+        SourceState,
+        docker::{DockerSource, PeerWords, Voices},
+        file::FileSource,
+    },
     state::StateFile,
 };
 
@@ -47,8 +51,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
 
     // Sources -> snapshots.
     let (reload_source, reload_requests) = mpsc::channel(1);
-    let (source, source_state) = FileSource::new(&config.source, config.timeouts);
-    tokio::spawn(source.run(reload_requests));
+    let source_state = follow_source(&config, reload_requests);
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
     tokio::spawn(snapshots::keep(state, view.clone()));
@@ -83,6 +86,25 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     }
     info!("the agent has stopped, forwarding goes on; weir uninstall would end that");
     Ok(())
+}
+
+/// The source of the desired state. Nothing is asked of other nodes yet.
+fn follow_source(config: &Config, reload: mpsc::Receiver<()>) -> watch::Receiver<SourceState> {
+    match &config.source {
+        SourceConfig::File(file) => {
+            let (source, state) = FileSource::new(file, config.timeouts);
+            tokio::spawn(source.run(reload));
+            state
+        }
+        SourceConfig::Docker(docker) => {
+            let (source, words) = DockerSource::new(docker, config.node.address);
+            tokio::spawn(source.run());
+            let (_, peers) = watch::channel(PeerWords::none());
+            let (voices, state) = Voices::new(words, peers, config.timeouts);
+            tokio::spawn(voices.run());
+            state
+        }
+    }
 }
 
 /// Without what the data plane needs nothing is begun, and everything that is missing is named.

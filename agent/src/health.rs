@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::observe::Observation;
+use crate::{config::SourceConfig, observe::Observation};
 
 /// How a subsystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,11 +60,13 @@ impl Subsystem {
 
 /// A source in trouble does no harm while there is a last good state.
 fn source(now: &Observation) -> Subsystem {
-    let name = "source file";
-    let path = now.config.source.path.display();
+    let (name, path) = match &now.config.source {
+        SourceConfig::File(file) => ("source file", file.path.display()),
+        SourceConfig::Docker(docker) => ("source docker", docker.socket.display()),
+    };
     match (&now.source.trouble, &now.view.snapshot) {
         (Some(trouble), None) => Subsystem::new(name, Condition::Failed, trouble.summary())
-            .hint("nothing is published by this agent until it has read a good file"),
+            .hint("nothing is published by this agent until its source is good"),
         (Some(trouble), Some(snapshot)) => {
             let kept = if now.view.stale { "the state on disk" } else { "the last good state" };
             let hint = format!("{kept} (generation {}) stays in place", snapshot.generation);

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use weir::{
-    config::{Overrides, Settings},
+    config::{Overrides, Settings, SourceConfig},
     host::Host,
 };
 
@@ -172,7 +172,8 @@ fn agents_with_pins_of_their_own_have_states_of_their_own() {
 fn a_relative_source_counts_from_the_file_that_names_it() {
     let text = "[source.file]\npath = \"mesh.toml\"\n";
     let config = read(text, &Overrides::default()).resolve(&host()).unwrap();
-    assert_eq!(config.source.path, Path::new("/etc/weir/mesh.toml"));
+    let SourceConfig::File(source) = config.source else { panic!("{:?}", config.source) };
+    assert_eq!(source.path, Path::new("/etc/weir/mesh.toml"));
 }
 
 #[test]

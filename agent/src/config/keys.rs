@@ -57,6 +57,8 @@ pub const KEYS: &[Key] = &[
     key("tunnel.device", Kind::Text, "Name of the tunnel device [default: weir0]"),
     key("http.listen", Kind::Text, "Where metrics and health are served [default: 0.0.0.0:9950]"),
     key("socket.path", Kind::Text, "The admin socket [default: /run/weir/weir.sock]"),
+    key("source.docker.socket", Kind::Text, "dockerd's socket [default: /var/run/docker.sock]"),
+    key("source.docker.poll", Kind::Text, "Ask for tasks this often while nothing changes"),
     key("source.file.path", Kind::Text, "The desired state [default: /etc/weir/mesh.toml]"),
     key("source.file.poll", Kind::Text, "Look at the file this often besides watching it"),
     key("state.path", Kind::Text, "Where the last good snapshot is kept"),

@@ -32,6 +32,8 @@ pub struct Settings {
     pub tunnel_device: Option<String>,
     pub http: Option<Option<SocketAddr>>,
     pub socket: Option<PathBuf>,
+    pub docker_socket: Option<PathBuf>,
+    pub docker_poll: Option<Duration>,
     pub source_path: Option<PathBuf>,
     pub source_poll: Option<Duration>,
     pub state: Option<PathBuf>,
@@ -88,7 +90,10 @@ fn sections<'t, 'i>(root: Table<'t, 'i>) -> BTreeMap<&'static str, Table<'t, 'i>
             continue;
         }
         let table = table.named("source");
-        table.allow_only(&["file"]);
+        table.allow_only(&["docker", "file"]);
+        if let Some(docker) = table.get("docker").and_then(|value| value.table("[source.docker]")) {
+            sections.insert("source.docker", docker.named("source.docker"));
+        }
         if let Some(file) = table.get("file").and_then(|value| value.table("[source.file]")) {
             sections.insert("source.file", file.named("source.file"));
         }
@@ -130,6 +135,8 @@ impl<'t, 'i> Reader<'t, 'i> {
             tunnel_device: self.get("tunnel.device").and_then(interface),
             http: self.get("http.listen").and_then(listen),
             socket: self.get("socket.path").and_then(absolute_path),
+            docker_socket: self.docker_socket(),
+            docker_poll: self.duration("source.docker.poll", DAY),
             source_path: self.source_path(directory),
             source_poll: self.duration("source.file.poll", DAY),
             state: self.get("state.path").and_then(absolute_path),
@@ -159,6 +166,16 @@ impl<'t, 'i> Reader<'t, 'i> {
         let value = self.get("source.file.path")?;
         let path = value.string("a path such as \"/etc/weir/mesh.toml\"")?;
         Some(if value.place().is_some() { path.into() } else { directory.join(path) })
+    }
+
+    /// One source at a time.
+    fn docker_socket(&self) -> Option<PathBuf> {
+        let value = self.get("source.docker.socket")?;
+        if self.get("source.file.path").is_some() {
+            let remedy = "leave out source.docker.socket or source.file.path";
+            value.fault("a second source beside source.file.path", remedy);
+        }
+        absolute_path(value)
     }
 
     fn timeouts(&self) -> Timeouts {
