@@ -71,7 +71,8 @@ impl Replica {
     /// The tasks of a node.
     pub fn tasks_of(&self, node: &NodeId) -> impl Iterator<Item = &TaskId> {
         let report = self.reports.get(node).and_then(|node| node.report.as_ref());
-        report.into_iter().flat_map(|report| report.tasks.keys())
+        let orphans = self.orphans.get(node).into_iter().flat_map(BTreeMap::keys);
+        report.into_iter().flat_map(|report| report.tasks.keys()).chain(orphans)
     }
 
     /// Takes a value, or the word that it is gone.
