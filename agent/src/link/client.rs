@@ -184,9 +184,8 @@ impl Client {
                 peers.retain(|address, _| wanted.contains(address));
                 for address in wanted {
                     let peer = peers.entry(address).or_default();
-                    peer.task.get_or_insert_with(|| {
-                        tokio::spawn(self.clone().stay_connected(address))
-                    });
+                    peer.task
+                        .get_or_insert_with(|| tokio::spawn(self.clone().stay_connected(address)));
                 }
             }
             self.news.notify_one();

@@ -251,9 +251,8 @@ impl State {
         let Some(declared) = self.declared.as_ref().filter(|_| !self.ready) else { return };
         let began = *self.began.get_or_insert(now);
         let own = self.own.as_ref().map(|(node, _)| node);
-        let whole = |node: &NodeId| {
-            Some(node) == own || self.reporters.get(node).is_some_and(|r| r.at > 0)
-        };
+        let whole =
+            |node: &NodeId| Some(node) == own || self.reporters.get(node).is_some_and(|r| r.at > 0);
         self.ready = declared.nodes.keys().all(whole)
             || now.saturating_duration_since(began) >= silence * OPENING_SILENCES;
     }

@@ -22,7 +22,10 @@ pub struct Known {
 /// Reads the files now, and again whenever they change: they are looked at every `interval`.
 /// Without files there is only the trouble that says so. The last good identity stays while the
 /// files are no good. Ends when nobody listens.
-pub fn keep(mut files: watch::Receiver<Option<Files>>, interval: Duration) -> watch::Receiver<Known> {
+pub fn keep(
+    mut files: watch::Receiver<Option<Files>>,
+    interval: Duration,
+) -> watch::Receiver<Known> {
     let mut seen = None;
     let mut first = Known::default();
     let now = files.borrow_and_update().clone();
@@ -83,6 +86,8 @@ fn look(files: Option<Files>, seen: &mut Seen, known: &mut Known) -> bool {
 
 fn load(files: &Files) -> Result<Tls, Error> {
     let identity = files.read()?;
-    Tls::new(&identity)
-        .map_err(|error| Error::Unfit { path: files.certificate.clone(), problem: error.to_string() })
+    Tls::new(&identity).map_err(|error| Error::Unfit {
+        path: files.certificate.clone(),
+        problem: error.to_string(),
+    })
 }

@@ -10,6 +10,7 @@ pub mod client;
 pub mod hub;
 pub mod identity;
 pub mod keeper;
+pub mod metrics;
 pub mod status;
 mod stream;
 pub mod table;

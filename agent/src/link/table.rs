@@ -198,7 +198,9 @@ mod tests {
     #[test]
     fn what_is_long_travels_in_several_frames_of_which_the_last_is_whole() {
         let mut table = Table::default();
-        (0..20_000).for_each(|node| drop(table.set(alive(node, true))));
+        for node in 0..20_000 {
+            table.set(alive(node, true));
+        }
         let (mut place, mut items, mut wholes) = (Place::default(), 0, Vec::new());
         while let Some(bytes) = table.next(&mut place) {
             let Frame { head, items: more } = frame(&bytes);

@@ -225,6 +225,17 @@ pub fn reason(error: &(dyn std::error::Error + 'static)) -> String {
         next = cause.source();
     }
     let mut text = error.to_string();
+    // Beyond HTTP/2 only the text of an error of TLS is left.
+    let alert = text.split_once("received fatal alert: ").map(|(_, alert)| alert.to_owned());
+    for known in [
+        AlertDescription::CertificateExpired,
+        AlertDescription::UnknownCA,
+        AlertDescription::AccessDenied,
+    ] {
+        if alert.as_ref().is_some_and(|alert| alert.starts_with(&format!("{known:?}"))) {
+            return in_words(&Error::AlertReceived(known));
+        }
+    }
     let mut cause = error.source();
     while let Some(inner) = cause {
         let more = inner.to_string();

@@ -142,9 +142,7 @@ impl Client {
                         wish.send_modify(|wish| wish.greeted = true);
                         Ok(false)
                     }
-                    Head::Beat { ready } => {
-                        Ok(std::mem::replace(&mut peer.ready, ready) != ready)
-                    }
+                    Head::Beat { ready } => Ok(std::mem::replace(&mut peer.ready, ready) != ready),
                     Head::Batch { from, to, first, whole: end } => {
                         match heard.take(Batch { from, to, first, whole: end, items }) {
                             Ok(true) => whole = end,
@@ -205,8 +203,7 @@ impl Client {
         loop {
             head.borrow_and_update();
             let wish = *wishes.borrow_and_update();
-            let listen =
-                wish.greeted && *chosen.borrow_and_update() == Choice::Peer(address);
+            let listen = wish.greeted && *chosen.borrow_and_update() == Choice::Peer(address);
             if listen != listening {
                 listening = listen;
                 let heard = |peer: &mut super::Peer| (peer.heard_view.epoch, peer.heard_view.at);

@@ -10,8 +10,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::channel::Channel;
 use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, server::conn::http2,
-    service::service_fn,
+    Method, Request, Response, StatusCode, body::Incoming, server::conn::http2, service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{

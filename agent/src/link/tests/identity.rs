@@ -6,7 +6,10 @@ use tempfile::TempDir;
 use weir_mesh::cluster::Life;
 
 use super::pki::{Authority, Leaf, TestNode, declared, eventually, write};
-use crate::link::{ca, identity::{Files, Role}};
+use crate::link::{
+    ca,
+    identity::{Files, Role},
+};
 
 async fn manager(ca: &Authority) -> TestNode {
     let m1 = TestNode::start(ca, &Leaf::manager("m1"));
@@ -56,8 +59,7 @@ async fn another_cluster_of_one_authority_is_refused_and_both_sides_say_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_serves_is_not_listened_to() {
-    // A worker's agent opens no hub, so one is opened with a manager's identity whose role is then
-    // taken away behind its back, by a proxy of TLS that is a worker.
+    // A worker's agent opens no hub: one that does all the same is made by hand.
     let ca = Authority::new();
     let worker = TestNode::start(&ca, &Leaf::worker("w2"));
     tokio::time::sleep(Duration::from_millis(200)).await;
