@@ -1,6 +1,6 @@
 //! The cluster link: every node tells the agents on managers what it knows of its own tasks, and
 //! hears from one of them what the managers declare and what all nodes report.
-//! `docs/decisions/0008-cluster-link.md` says why it is as it is.
+//! `docs/decisions/0010-cluster-link.md` says why it is as it is.
 //!
 //! Read [`table`] and [`wire`] for what travels, [`hub`] for the managers' side, [`client`] for
 //! every node's, and [`identity`] and [`tls`] for who may say what.

@@ -225,6 +225,14 @@ pub fn reason(error: &(dyn std::error::Error + 'static)) -> String {
         next = cause.source();
     }
     let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
     // Beyond HTTP/2 only the text of an error of TLS is left.
     let alert = text.split_once("received fatal alert: ").map(|(_, alert)| alert.to_owned());
     for known in [
@@ -235,14 +243,6 @@ pub fn reason(error: &(dyn std::error::Error + 'static)) -> String {
         if alert.as_ref().is_some_and(|alert| alert.starts_with(&format!("{known:?}"))) {
             return in_words(&Error::AlertReceived(known));
         }
-    }
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
     }
     text
 }
