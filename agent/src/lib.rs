@@ -12,6 +12,7 @@ pub mod document;
 pub mod health;
 pub mod host;
 pub mod http;
+pub mod link;
 pub mod listeners;
 pub mod lock;
 pub mod logging;

@@ -56,6 +56,23 @@ path = "mesh.toml"
     an_unknown_key_gets_a_suggestion: "[node]\n\nadress = \"10.0.0.1\"\n" =>
         ["weir.toml:3: node.adress: unknown key; did you mean \"address\"?"];
 
+    the_link_of_a_cluster_without_swarm_is_fine: r#"
+[link]
+listen = "10.77.0.11:7951"
+peers = ["10.77.0.11", "10.77.0.12:7951", "fd77::13"]
+silence = "500ms"
+ca = "/etc/weir/weir-ca.crt"
+certificate = "/etc/weir/n1.crt"
+key = "/etc/weir/n1.key"
+"# => [];
+
+    a_link_that_cannot_be_is_named:
+        "[link]\npeers = [\"n2\"]\nsilence = \"20ms\"\nkey = \"n1.key\"\n" => [
+            "weir.toml:2: link.peers = \"n2\": not an address and port; write one such as \"10.0.0.11:7951\"",
+            "weir.toml:3: link.silence = \"20ms\": too short; write at least \"200ms\": signs of life come four times in it",
+            "weir.toml:4: link.key = \"n1.key\": a relative path; write an absolute one: it must not depend on where weir starts",
+        ];
+
     a_key_unlike_any_other_gets_the_list: "[tunnel]\nencryption = true\n" =>
         ["weir.toml:2: tunnel.encryption: unknown key; known here: port, device"];
 

@@ -4,10 +4,12 @@
 //! config check` does; [`Settings::resolve`] fills in what nobody wrote from what the host says.
 
 mod keys;
+mod link;
 mod read;
 mod resolve;
 
 pub use keys::{KEYS, Key, Kind, Overrides};
+pub use link::{LinkConfig, LinkSettings};
 pub use read::Settings;
 pub(crate) use read::node_address;
 
@@ -49,6 +51,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// The admin socket.
     pub socket: PathBuf,
+    /// The cluster link.
+    pub link: LinkConfig,
     /// Where the desired state comes from.
     pub source: SourceConfig,
     /// Where the last good snapshot is kept.

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use weir_loader::AttachMode;
 use weir_mesh::Timeouts;
 
-use super::{KEYS, LogFormat, Mode, OnPortConflict, Overrides};
+use super::{KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides};
 use crate::document::{Fault, Findings, Table, Value, parse_piece};
 
 /// What was written, checked key by key; `None` where nothing was written.
@@ -30,6 +30,7 @@ pub struct Settings {
     pub on_port_conflict: Option<OnPortConflict>,
     pub tunnel_port: Option<u16>,
     pub tunnel_device: Option<String>,
+    pub link: LinkSettings,
     pub http: Option<Option<SocketAddr>>,
     pub socket: Option<PathBuf>,
     pub docker_socket: Option<PathBuf>,
@@ -133,6 +134,7 @@ impl<'t, 'i> Reader<'t, 'i> {
             on_port_conflict: self.get("dataplane.on_port_conflict").and_then(on_port_conflict),
             tunnel_port: self.get("tunnel.port").and_then(tunnel_port),
             tunnel_device: self.get("tunnel.device").and_then(interface),
+            link: LinkSettings::read(|path| self.get(path)),
             http: self.get("http.listen").and_then(listen),
             socket: self.get("socket.path").and_then(absolute_path),
             docker_socket: self.docker_socket(),
@@ -275,7 +277,7 @@ fn on_port_conflict(value: Value<'_, '_>) -> Option<OnPortConflict> {
     ])
 }
 
-fn absolute_path(value: Value<'_, '_>) -> Option<PathBuf> {
+pub(super) fn absolute_path(value: Value<'_, '_>) -> Option<PathBuf> {
     let path = value.string("an absolute path")?;
     if !path.starts_with('/') {
         value.fault(

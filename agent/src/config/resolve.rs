@@ -10,8 +10,8 @@ use weir_mesh::NodeName;
 
 use super::{
     Config, DEFAULT_DOCKER, DEFAULT_MESH, DEFAULT_PIN, DEFAULT_SOCKET, DataplaneConfig,
-    DockerSourceConfig, FileSourceConfig, Intervals, LogConfig, LogFormat, Mode, NodeConfig,
-    OnPortConflict, Settings, SourceConfig,
+    DockerSourceConfig, FileSourceConfig, Intervals, LinkConfig, LogConfig, LogFormat, Mode,
+    NodeConfig, OnPortConflict, Settings, SourceConfig,
 };
 use crate::{
     document::{Fault, Findings},
@@ -24,7 +24,10 @@ impl Settings {
         let findings = Findings::new("", "");
         let node = self.node(host, &findings);
         let dataplane = self.dataplane(host, &findings);
-        let config = node.zip(dataplane).map(|(node, dataplane)| self.config(node, dataplane));
+        let config = node.zip(dataplane).map(|(node, dataplane)| {
+            let link = self.link.resolve(node.address, &findings);
+            self.config(node, dataplane, link)
+        });
         match config {
             Some(config) if findings.is_empty() => Ok(config),
             _ => Err(findings.into_faults()),
@@ -112,7 +115,7 @@ impl Settings {
         })
     }
 
-    fn config(self, node: NodeConfig, dataplane: DataplaneConfig) -> Config {
+    fn config(self, node: NodeConfig, dataplane: DataplaneConfig, link: LinkConfig) -> Config {
         let seconds = Duration::from_secs;
         let source = self.source();
         let everywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 9950);
@@ -120,6 +123,7 @@ impl Settings {
             node,
             tunnel_port: self.tunnel_port.unwrap_or(7950),
             tunnel_device: self.tunnel_device.unwrap_or_else(|| DEFAULT_DEVICE.into()),
+            link,
             http: self.http.unwrap_or(Some(everywhere)),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             source,
