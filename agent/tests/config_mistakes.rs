@@ -76,8 +76,13 @@ key = "/etc/weir/n1.key"
     a_key_unlike_any_other_gets_the_list: "[tunnel]\nencryption = true\n" =>
         ["weir.toml:2: tunnel.encryption: unknown key; known here: port, device"];
 
-    an_unknown_kind_of_source_is_named: "[source.docker]\nx = 1\n" =>
-        ["weir.toml:1: source.docker: unknown key; known here: file"];
+    an_unknown_kind_of_source_is_named: "[source.etcd]\nx = 1\n" =>
+        ["weir.toml:1: source.etcd: unknown key; known here: docker, file"];
+
+    a_second_source_is_refused:
+        "[source.docker]\nsocket = \"/run/docker.sock\"\n[source.file]\npath = \"/m.toml\"\n" =>
+        ["weir.toml:2: source.docker.socket = \"/run/docker.sock\": a second source beside \
+          source.file.path; leave out source.docker.socket or source.file.path"];
 
     a_wrong_type_is_named: "[tunnel]\nport = \"7950\"\n" =>
         ["weir.toml:2: tunnel.port = \"7950\": a string where a whole number belongs; \
