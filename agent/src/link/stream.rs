@@ -68,7 +68,7 @@ impl Inflow {
 
     async fn frame(&mut self) -> Result<Frame, End> {
         loop {
-            if let Some(frame) = self.decoder.next()? {
+            if let Some(frame) = self.decoder.frame()? {
                 return Ok(frame);
             }
             match self.body.frame().await {

@@ -162,7 +162,7 @@ mod tests {
     fn frame(bytes: &Bytes) -> Frame {
         let mut decoder = Decoder::default();
         decoder.push(bytes);
-        decoder.next().expect("a frame").expect("a whole frame")
+        decoder.frame().expect("a frame").expect("a whole frame")
     }
 
     #[test]
@@ -217,6 +217,6 @@ mod tests {
     fn a_frame_that_claims_to_be_too_long_is_refused_before_it_arrives() {
         let mut decoder = Decoder::default();
         decoder.push(&u32::MAX.to_be_bytes());
-        assert!(decoder.next().is_err());
+        assert!(decoder.frame().is_err());
     }
 }

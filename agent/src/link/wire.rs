@@ -243,7 +243,7 @@ impl Decoder {
     }
 
     /// The next frame, if it is there as a whole.
-    pub fn next(&mut self) -> Result<Option<Frame>, Garbled> {
+    pub fn frame(&mut self) -> Result<Option<Frame>, Garbled> {
         let length = self.length();
         if length > MOST_FRAME {
             return Err(Garbled::Long { length });

@@ -60,6 +60,7 @@ impl Client {
         if host.node == tls.who.node {
             // This is the node's own hub, which needs no connection. The address may be another's
             // one day.
+            drop(stream);
             self.with_peer(address, |peer| peer.node = Some(host.node.clone()));
             tokio::time::sleep(MAX_AGE / 60).await;
             return Ok(End::Renewed("this node itself"));

@@ -54,7 +54,7 @@ impl Guest {
 
     async fn hear(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.decoder.next().expect("a frame") {
+            if let Some(frame) = self.decoder.frame().expect("a frame") {
                 return Some(frame);
             }
             let data = self.response.body_mut().frame().await?.ok()?.into_data().expect("data");
