@@ -24,12 +24,9 @@ use crate::{
         thread::{Handle, Started},
     },
     snapshots::{self, SnapshotWriter},
-    source::{
-        SourceState,
-        docker::{DockerSource, PeerWords, Voices},
-        file::FileSource,
-    },
+    source::{SourceState, file::FileSource},
     state::StateFile,
+    swarm::{self, LateLink},
 };
 
 /// Where the configuration came from, to read it again.
@@ -51,7 +48,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
 
     // Sources -> snapshots.
     let (reload_source, reload_requests) = mpsc::channel(1);
-    let source_state = follow_source(&config, reload_requests);
+    let (source_state, link) = follow_source(&config, reload_requests);
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
     tokio::spawn(snapshots::keep(state, view.clone()));
@@ -68,7 +65,8 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     // All of it -> metrics, health, admin API.
     let (opened_in, opened) = watch::channel(false);
     let config = Arc::new(config);
-    let observer = Observer::new(config.clone(), source_state, view, reconciler.clone(), opened);
+    let observer =
+        Observer::new(config.clone(), source_state, view, reconciler.clone(), opened, link);
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
     opening.await.context("the reconciler's thread ended early")??;
@@ -88,22 +86,18 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     Ok(())
 }
 
-/// The source of the desired state. Nothing is asked of other nodes yet.
-fn follow_source(config: &Config, reload: mpsc::Receiver<()>) -> watch::Receiver<SourceState> {
+/// The source of the desired state, and the link to other nodes that it may need.
+fn follow_source(
+    config: &Config,
+    reload: mpsc::Receiver<()>,
+) -> (watch::Receiver<SourceState>, LateLink) {
     match &config.source {
         SourceConfig::File(file) => {
             let (source, state) = FileSource::new(file, config.timeouts);
             tokio::spawn(source.run(reload));
-            state
+            (state, LateLink::default())
         }
-        SourceConfig::Docker(docker) => {
-            let (source, words) = DockerSource::new(docker, config.node.address);
-            tokio::spawn(source.run());
-            let (_, peers) = watch::channel(PeerWords::none());
-            let (voices, state) = Voices::new(words, peers, config.timeouts);
-            tokio::spawn(voices.run());
-            state
-        }
+        SourceConfig::Docker(docker) => swarm::follow(config, docker),
     }
 }
 

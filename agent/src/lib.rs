@@ -23,3 +23,4 @@ pub mod reconciler;
 pub mod snapshots;
 pub mod source;
 pub mod state;
+pub mod swarm;

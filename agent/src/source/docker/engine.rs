@@ -1,6 +1,9 @@
 //! What dockerd says of itself and of its place in a Swarm.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use weir_mesh::cluster::NodeId;
 
@@ -19,6 +22,8 @@ pub struct Engine {
     pub manager: bool,
     /// The Swarm; only managers know it.
     pub cluster: Option<String>,
+    /// Where dockerd keeps its state, the Swarm's certificates among it.
+    pub root: PathBuf,
     /// Managers and where they are reached, this node not included.
     pub managers: Vec<(NodeId, SocketAddr)>,
 }
@@ -72,6 +77,10 @@ impl Engine {
         Self {
             managers,
             node,
+            root: match &*info.docker_root_dir {
+                "" => "/var/lib/docker".into(),
+                root => root.into(),
+            },
             hostname: info.name.clone(),
             address: swarm.node_addr.parse().ok().filter(usable),
             manager: swarm.control_available,

@@ -25,7 +25,7 @@ macro_rules! model {
 
 model! {
     /// `/info`
-    Info { name: String, swarm: SwarmInfo }
+    Info { name: String, docker_root_dir: String, swarm: SwarmInfo }
     SwarmInfo {
         #[serde(rename = "NodeID")] node_id: String,
         node_addr: String,
