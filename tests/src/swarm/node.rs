@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::agent::HTTP_PORT;
 use crate::host::Host;
 use crate::http::Answer;
+use crate::lab::command;
 use crate::leftovers::Traces;
 use crate::process::Process;
 use crate::swarm::docker::Docker;
@@ -145,7 +146,9 @@ impl Node {
 
     /// Starts dockerd and waits until it answers.
     pub fn start_docker(&self) -> Result<()> {
-        let log = to_log(self.inside(Command::new("dockerd"))?, &self.host, "dockerd.log")?;
+        // At its default level it says more than anybody reads after a failed test.
+        let dockerd = command("dockerd", &["--log-level", "error"]);
+        let log = to_log(self.inside(dockerd)?, &self.host, "dockerd.log")?;
         *self.lock() = Some(self.host.spawn(log)?);
         eventually(&format!("dockerd of {} to answer", self.name()), BOOT, || {
             ensure!(self.lock().as_mut().is_some_and(Process::is_running), "it ended");
