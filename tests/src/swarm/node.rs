@@ -102,9 +102,14 @@ impl Node {
         self.docker.inspect(&["inspect", what])
     }
 
-    /// What `docker network inspect` says.
-    pub fn network(&self, name: &str) -> Result<Value> {
-        self.docker.inspect(&["network", "inspect", name])
+    /// What `docker network inspect` says; nothing when there is no such network. Docker makes
+    /// `docker_gwbridge` on a worker only when the first task that needs it comes.
+    pub fn network(&self, name: &str) -> Result<Option<Value>> {
+        match self.docker.inspect(&["network", "inspect", name]) {
+            Ok(network) => Ok(Some(network)),
+            Err(error) if error.to_string().contains("No such network") => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// `GET` from the HTTP server of the node's weir, which is in the node's network namespace.
