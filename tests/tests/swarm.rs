@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use weir_tests::agent::agent_program;
 use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{How, Mesh, Probe, eventually};
+use weir_tests::{How, Mesh, Probe, Publish, eventually};
 
 const CREATE_WEB: &str = "service create -d --no-resolve-image --name web --replicas 3 \
                           -p 8081:80 -p 8081:53/udp task:v1";
@@ -26,7 +26,6 @@ fn swarm() -> Swarm {
 
 /// Deploys weir with the stack file, reading `/etc/weir/mesh.toml` of each node.
 fn deploy_weir(swarm: &Swarm) {
-    follow(swarm);
     let files = ["deploy/stack.yml", "tests/stacks/file-source.yml"].map(repository);
     swarm.deploy("weir", &[&files[0], &files[1]]).unwrap();
     wait_ready(swarm);
@@ -47,8 +46,14 @@ fn wait_ready(swarm: &Swarm) {
 
 /// Tells every agent what Docker says of the service `web`.
 fn follow(swarm: &Swarm) {
+    follow_publishing(swarm, ["8081:80".into(), "8081:53/udp".into()]);
+}
+
+fn follow_publishing(swarm: &Swarm, ports: impl IntoIterator<Item = Publish>) {
     let mut mesh: Mesh = swarm.lab().mesh();
-    mesh.service("web").publish("8081:80").publish("8081:53/udp");
+    for port in ports {
+        mesh.service("web").publish(port);
+    }
     for task in swarm.tasks("web").unwrap() {
         mesh.service("web").task_at(&task.name, &task.node, &[task.address.unwrap()]);
     }
@@ -85,6 +90,7 @@ fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     eprintln!("the service runs after {:?}", swarm.age());
+    follow(&swarm);
     deploy_weir(&swarm);
     assert_served(&swarm);
     eprintln!("all is asked after {:?}", swarm.age());
@@ -97,6 +103,7 @@ fn forwarding_outlives_the_stack_and_ends_with_the_uninstall_stack() {
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     let before: Vec<_> = swarm.nodes().iter().map(|node| node.kernel_traces().unwrap()).collect();
+    follow(&swarm);
     deploy_weir(&swarm);
     let targets = swarm.nodes().iter().map(|node| node.target(8081));
     let load = HttpLoad::new(swarm.client("c1").netns(), targets).start().unwrap();
@@ -146,5 +153,28 @@ fn the_capabilities_of_the_systemd_unit_are_enough_on_a_node_of_a_swarm() {
     wait_ready(&swarm);
     assert_served(&swarm);
     drop(agents);
+    swarm.finish().unwrap();
+}
+
+#[test]
+fn a_port_in_host_mode_is_served_though_docker_proxy_listens_on_it() {
+    let swarm = swarm();
+    let create = "service create -d --no-resolve-image --name web --mode global \
+                  --publish mode=host,published=8090,target=80 task:v1";
+    swarm.docker(create).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    follow_publishing(&swarm, [Publish::host_mode(8090, 80, "tcp")]);
+    deploy_weir(&swarm);
+    let client = swarm.client("c1");
+    for node in swarm.nodes() {
+        let seen = client.ask(&Probe::tcp(node.target(8090)));
+        seen.client_kept(client.addresses()[0]).unwrap();
+        let own = node.tasks("web").unwrap();
+        let answered = seen.task.unwrap();
+        assert!(own[0].container.starts_with(answered.trim_start_matches("v1@")), "{answered}");
+        let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
+        let services = node.docker(&format!("exec {agent} /weir services")).unwrap();
+        assert!(services.contains(" served"), "{services}");
+    }
     swarm.finish().unwrap();
 }

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::agent::HTTP_PORT;
 use crate::host::Host;
 use crate::http::Answer;
+use crate::lab::command;
 use crate::leftovers::Traces;
 use crate::process::Process;
 use crate::swarm::docker::Docker;
@@ -101,9 +102,14 @@ impl Node {
         self.docker.inspect(&["inspect", what])
     }
 
-    /// What `docker network inspect` says.
-    pub fn network(&self, name: &str) -> Result<Value> {
-        self.docker.inspect(&["network", "inspect", name])
+    /// What `docker network inspect` says; nothing when there is no such network. Docker makes
+    /// `docker_gwbridge` on a worker only when the first task that needs it comes.
+    pub fn network(&self, name: &str) -> Result<Option<Value>> {
+        match self.docker.inspect(&["network", "inspect", name]) {
+            Ok(network) => Ok(Some(network)),
+            Err(error) if error.to_string().contains("No such network") => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// `GET` from the HTTP server of the node's weir, which is in the node's network namespace.
@@ -145,7 +151,9 @@ impl Node {
 
     /// Starts dockerd and waits until it answers.
     pub fn start_docker(&self) -> Result<()> {
-        let log = to_log(self.inside(Command::new("dockerd"))?, &self.host, "dockerd.log")?;
+        // At its default level it says more than anybody reads after a failed test.
+        let dockerd = command("dockerd", &["--log-level", "error"]);
+        let log = to_log(self.inside(dockerd)?, &self.host, "dockerd.log")?;
         *self.lock() = Some(self.host.spawn(log)?);
         eventually(&format!("dockerd of {} to answer", self.name()), BOOT, || {
             ensure!(self.lock().as_mut().is_some_and(Process::is_running), "it ended");

@@ -16,7 +16,8 @@ pub struct TaskAt {
     pub container: String,
     /// The name of its node.
     pub node: String,
-    /// Its address on the node's `docker_gwbridge`; no task without a network has one.
+    /// Where its node reaches it: on `docker_gwbridge`, or on `docker0` when it is on no network of
+    /// the Swarm. A task in the node's own network has none.
     pub address: Option<IpAddr>,
 }
 
@@ -73,7 +74,7 @@ impl Swarm {
 impl Node {
     /// The running containers of a service on this node.
     pub fn tasks(&self, service: &str) -> Result<Vec<TaskAt>> {
-        let bridge = self.network("docker_gwbridge")?;
+        let networks = [self.network("docker_gwbridge")?, self.network("bridge")?];
         let filter = format!("label=com.docker.swarm.service.name={service}");
         let list = ["ps", "--no-trunc", "--filter", &filter, "--format", "{{.ID}} {{.Names}}"];
         let containers = self.docker_with(&list)?;
@@ -81,8 +82,11 @@ impl Node {
             .lines()
             .map(|line| {
                 let (id, name) = line.split_once(' ').context("docker ps")?;
-                let address = bridge["Containers"][id]["IPv4Address"].as_str();
-                let address = address.and_then(|prefix| prefix.split('/').next());
+                let prefix = networks
+                    .iter()
+                    .flatten()
+                    .find_map(|network| network["Containers"][id]["IPv4Address"].as_str());
+                let address = prefix.and_then(|prefix| prefix.split('/').next());
                 Ok(TaskAt {
                     name: name.to_owned(),
                     container: id.to_owned(),
