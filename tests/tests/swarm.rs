@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use weir_tests::agent::agent_program;
 use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{How, Mesh, Probe, Publish, eventually};
+use weir_tests::{How, Probe, eventually};
 
 const CREATE_WEB: &str = "service create -d --no-resolve-image --name web --replicas 3 \
                           -p 8081:80 -p 8081:53/udp task:v1";
@@ -24,10 +24,9 @@ fn swarm() -> Swarm {
     swarm
 }
 
-/// Deploys weir with the stack file, reading `/etc/weir/mesh.toml` of each node.
+/// Deploys weir as a user does: with the stack file, and nothing else.
 fn deploy_weir(swarm: &Swarm) {
-    let files = ["deploy/stack.yml", "tests/stacks/file-source.yml"].map(repository);
-    swarm.deploy("weir", &[&files[0], &files[1]]).unwrap();
+    swarm.deploy("weir", &[&repository("deploy/stack.yml")]).unwrap();
     wait_ready(swarm);
 }
 
@@ -44,27 +43,29 @@ fn wait_ready(swarm: &Swarm) {
     eprintln!("weir is ready after {:?}", swarm.age());
 }
 
-/// Tells every agent what Docker says of the service `web`.
-fn follow(swarm: &Swarm) {
-    follow_publishing(swarm, ["8081:80".into(), "8081:53/udp".into()]);
-}
-
-fn follow_publishing(swarm: &Swarm, ports: impl IntoIterator<Item = Publish>) {
-    let mut mesh: Mesh = swarm.lab().mesh();
-    for port in ports {
-        mesh.service("web").publish(port);
-    }
-    for task in swarm.tasks("web").unwrap() {
-        mesh.service("web").task_at(&task.name, &task.node, &[task.address.unwrap()]);
-    }
+/// Waits until the mesh of every node serves all ports of a service.
+fn wait_served(swarm: &Swarm, service: &str) {
     for node in swarm.nodes() {
-        fs::create_dir_all(node.path("/etc/weir")).unwrap();
-        mesh.write_to(&node.path("/etc/weir/mesh.toml")).unwrap();
+        let served = format!("{service} to be served on {}", node.name());
+        eventually(&served, Duration::from_secs(20), || -> Result<()> {
+            let answer: serde_json::Value =
+                serde_json::from_str(&node.weir("/api/v1/services")?.body)?;
+            let services = answer["services"].as_array().cloned().unwrap_or_default();
+            let found = services.iter().find(|one| one["name"] == service);
+            let ports = found.and_then(|one| one["ports"].as_array()).cloned().unwrap_or_default();
+            ensure!(
+                !ports.is_empty() && ports.iter().all(|port| port["state"] == "served"),
+                "{answer}"
+            );
+            Ok(())
+        })
+        .unwrap();
     }
 }
 
 /// Every node answers a client from all three tasks, over TCP and UDP, and so does its localhost.
 fn assert_served(swarm: &Swarm) {
+    wait_served(swarm, "web");
     let client = swarm.client("c1");
     for node in swarm.nodes() {
         for how in [How::Tcp, How::Udp] {
@@ -90,7 +91,6 @@ fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     eprintln!("the service runs after {:?}", swarm.age());
-    follow(&swarm);
     deploy_weir(&swarm);
     assert_served(&swarm);
     eprintln!("all is asked after {:?}", swarm.age());
@@ -103,7 +103,6 @@ fn forwarding_outlives_the_stack_and_ends_with_the_uninstall_stack() {
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     let before: Vec<_> = swarm.nodes().iter().map(|node| node.kernel_traces().unwrap()).collect();
-    follow(&swarm);
     deploy_weir(&swarm);
     let targets = swarm.nodes().iter().map(|node| node.target(8081));
     let load = HttpLoad::new(swarm.client("c1").netns(), targets).start().unwrap();
@@ -147,7 +146,6 @@ fn the_capabilities_of_the_systemd_unit_are_enough_on_a_node_of_a_swarm() {
     let swarm = swarm();
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
-    follow(&swarm);
     let agents: Vec<_> =
         swarm.nodes().iter().map(|node| node.spawn(as_the_unit_runs_it()).unwrap()).collect();
     wait_ready(&swarm);
@@ -163,7 +161,6 @@ fn a_port_in_host_mode_is_served_though_docker_proxy_listens_on_it() {
                   --publish mode=host,published=8090,target=80 task:v1";
     swarm.docker(create).unwrap();
     swarm.wait_running("web", 3).unwrap();
-    follow_publishing(&swarm, [Publish::host_mode(8090, 80, "tcp")]);
     deploy_weir(&swarm);
     let client = swarm.client("c1");
     for node in swarm.nodes() {
