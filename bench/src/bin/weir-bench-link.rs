@@ -32,11 +32,14 @@ struct Node {
     link: Link,
     report: watch::Sender<Arc<Report>>,
     view: watch::Receiver<ClusterView>,
-    _held: (
-        watch::Sender<Option<Arc<Declared>>>,
-        watch::Sender<BTreeSet<std::net::SocketAddr>>,
-        watch::Sender<Option<weir::link::identity::Files>>,
-    ),
+    _held: Held,
+}
+
+/// What the link listens to as long as it is there.
+struct Held {
+    _declared: watch::Sender<Option<Arc<Declared>>>,
+    _managers: watch::Sender<BTreeSet<std::net::SocketAddr>>,
+    _files: watch::Sender<Option<weir::link::identity::Files>>,
 }
 
 fn main() -> Result<()> {
@@ -170,7 +173,8 @@ fn node(
     let (report_in, report) = watch::channel(Arc::new(report));
     let link = start(&Settings::at(port), Inputs { files, managers, declared, report });
     let view = link.view();
-    Ok(Node { link, report: report_in, view, _held: (declared_in, managers_in, files_in) })
+    let _held = Held { _declared: declared_in, _managers: managers_in, _files: files_in };
+    Ok(Node { link, report: report_in, view, _held })
 }
 
 fn name(at: usize) -> String {
