@@ -3,10 +3,12 @@
 //! This crate is the pure core of weir: it does no I/O, reads no clock and opens no socket, so that
 //! every decision can be tested by calling a function. Read [`service`] for what a mesh consists
 //! of, [`snapshot`] for the immutable whole that everything else consumes, [`install`] for the
-//! mirror of what the kernel holds, and [`plan`] for how the one becomes the other.
+//! mirror of what the kernel holds, and [`plan`] for how the one becomes the other. [`cluster`] is how
+//! the words of many nodes become one mesh.
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod cluster;
 pub mod ident;
 pub mod install;
 pub mod plan;

@@ -68,6 +68,8 @@ macro_rules! name_type {
     };
 }
 
+pub(crate) use name_type;
+
 name_type!(
     /// The name of a node, unique in the mesh.
     NodeName
