@@ -72,6 +72,7 @@ mod tests {
                 ports: Vec::new(),
                 tasks: Vec::new(),
                 timeouts: Timeouts::default(),
+                vips: BTreeMap::new(),
             };
             (name, service)
         };

@@ -15,6 +15,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 pub mod thread;
+mod vips;
 
 pub use kernel::Kernel;
 pub use report::{BackendStats, ReconcileReport, StatsReport};
@@ -28,9 +29,10 @@ use std::{
 
 use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, error, info, warn};
+use vips::Vips;
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, PublishMode,
+    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, PublishMode, Space,
     install::Frontend,
 };
 
@@ -60,6 +62,7 @@ pub struct Reconciler<K> {
     kernel: K,
     settings: Settings,
     planner: Planner,
+    vips: Vips,
     epoch: Instant,
     view: Option<View>,
     local: LocalView,
@@ -88,6 +91,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Takes over what the kernel holds.
     pub fn new(kernel: K, settings: Settings, now: Instant) -> Result<Self, Error> {
         let planner = Planner::new(kernel.installed()?, kernel.limits(), Moment::default());
+        let vips = Vips::new(&kernel, Moment::default())?;
         let Settings { node, intervals, .. } = settings.clone();
         let due = Due {
             plan: None,
@@ -100,6 +104,7 @@ impl<K: Kernel> Reconciler<K> {
             kernel,
             settings,
             planner,
+            vips,
             epoch: now,
             view: None,
             local,
@@ -125,6 +130,13 @@ impl<K: Kernel> Reconciler<K> {
         self.view = Some(view);
         self.due.host = now;
         self.due.plan = Some(now);
+    }
+
+    /// What a source sees of this node's own containers: their network namespaces, and the networks
+    /// that these are attached to. Always all of them.
+    pub fn see_spaces(&mut self, spaces: Vec<Space>, now: Instant) {
+        self.vips.see(spaces);
+        self.look_at_spaces(now);
     }
 
     /// When [`Self::work`] is next needed.
@@ -159,7 +171,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// The text form of what the kernel holds.
     pub fn dump(&self) -> Result<String, Error> {
-        Ok(self.kernel.installed()?.dump())
+        Ok(self.kernel.installed()?.dump() + &self.kernel.installed_vips()?.dump())
     }
 
     fn snapshot(&self) -> Option<Arc<MeshSnapshot>> {
@@ -194,6 +206,16 @@ impl<K: Kernel> Reconciler<K> {
             self.due.plan = Some(now);
             debug!("the host changed");
         }
+        self.look_at_spaces(now);
+    }
+
+    /// Network namespaces of this node; what changed there changes the plan.
+    fn look_at_spaces(&mut self, now: Instant) {
+        let snapshot = self.snapshot();
+        if self.vips.look(&self.kernel, snapshot.as_deref(), &self.settings.node) {
+            self.due.plan = Some(now);
+            debug!("the network namespaces of this node changed");
+        }
     }
 
     /// Who holds ports that this node should serve and does not serve yet.
@@ -216,17 +238,28 @@ impl<K: Kernel> Reconciler<K> {
         match self.kernel.installed() {
             Ok(installed) if installed == *self.planner.installed() => {}
             Ok(installed) => {
-                self.report.drift += 1;
-                let differences = differences(&self.planner.installed().dump(), &installed.dump());
-                warn!(differences, "the kernel's maps are not what was written, repairing");
+                let (expected, found) = (self.planner.installed().dump(), installed.dump());
                 self.planner.resync(installed, self.moment(now));
                 self.note_installed();
-                self.due.plan = Some(now);
+                self.note_drift(&expected, &found, now);
             }
+            Err(failure) => self.fail(&failure, now),
+        }
+        let expected = self.vips.dump();
+        match self.vips.audit(&self.kernel, self.moment(now)) {
+            Ok(None) => {}
+            Ok(Some(found)) => self.note_drift(&expected, &found, now),
             Err(failure) => self.fail(&failure, now),
         }
         let took = started.elapsed();
         self.due.audit = now + took + self.settings.intervals.audit.max(took * AUDIT_SHARE);
+    }
+
+    fn note_drift(&mut self, expected: &str, found: &str, now: Instant) {
+        self.report.drift += 1;
+        let differences = differences(expected, found);
+        warn!(differences, "the kernel's maps are not what was written, repairing");
+        self.due.plan = Some(now);
     }
 
     /// Plans and applies.
@@ -235,17 +268,23 @@ impl<K: Kernel> Reconciler<K> {
         let Some(snapshot) = self.snapshot() else { return };
         let started = Instant::now();
         let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
+        let applied = self.apply(&plan.ops).and_then(|()| {
+            let epoch = self.epoch;
+            let moment = || Moment(Instant::now().saturating_duration_since(epoch));
+            self.vips.pass(&mut self.kernel, &snapshot, moment)
+        });
         self.note_problems(&plan.problems, &snapshot);
-        self.due.plan = plan.wake.map(|wake| self.epoch + wake.0);
-        if let Err(failure) = self.apply(&plan.ops) {
-            self.recover(&failure, now);
-            return;
-        }
+        let wake = plan.wake.into_iter().chain(self.vips.wake()).min();
+        self.due.plan = wake.map(|wake| self.epoch + wake.0);
+        let operations = match applied {
+            Ok(of_vips) => plan.ops.len() + of_vips,
+            Err(failure) => return self.recover(&failure, now),
+        };
         self.backoff = FIRST_BACKOFF;
         if self.report.failed.take().is_some() {
             info!(generation = %snapshot.generation, "the kernel takes changes again");
         }
-        self.settle(&snapshot, plan.ops.len(), started);
+        self.settle(&snapshot, operations, started);
     }
 
     fn apply(&mut self, ops: &[MapOp]) -> Result<(), Error> {
@@ -291,6 +330,9 @@ impl<K: Kernel> Reconciler<K> {
             Ok(installed) => self.planner.resync(installed, self.moment(now)),
             Err(failure) => self.fail(&failure, now),
         }
+        if let Err(failure) = self.vips.audit(&self.kernel, self.moment(now)) {
+            self.fail(&failure, now);
+        }
         self.note_installed();
         self.due.plan = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
@@ -330,6 +372,7 @@ impl<K: Kernel> Reconciler<K> {
 
     fn note_problems(&mut self, problems: &[Problem], snapshot: &MeshSnapshot) {
         let mut texts: Vec<_> = problems.iter().map(|problem| self.explain(problem)).collect();
+        texts.extend(self.vips.problems());
         let node = &self.settings.node;
         if !snapshot.nodes.is_empty() && !snapshot.nodes.contains_key(node) {
             texts.push(format!(

@@ -58,6 +58,7 @@ mod tests {
             ipv6: None,
             weight: 1,
             state: TaskState::Active,
+            networks: BTreeMap::new(),
         };
         let name = ServiceName::new(name);
         let port = Port {
@@ -72,6 +73,7 @@ mod tests {
             ports: vec![port],
             tasks: nodes.iter().enumerate().map(task).collect(),
             timeouts: Timeouts::default(),
+            vips: BTreeMap::new(),
         };
         (name, service)
     }

@@ -1,7 +1,10 @@
 //! How long planning takes. Prints, and asserts nothing about time: run it in release with
 //! `cargo test --release -p weir-mesh --test plan scale -- --nocapture`.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use weir_mesh::{
     Balance, Generation, Ident, Limits, MeshSnapshot, NodeName, Port, Protocol, PublishMode,
@@ -22,6 +25,7 @@ fn service(number: usize) -> Service {
         ipv6: None,
         weight: 1,
         state: TaskState::Active,
+        networks: BTreeMap::new(),
     };
     let port = Port {
         protocol: Protocol::Tcp,
@@ -35,6 +39,7 @@ fn service(number: usize) -> Service {
         ports: vec![port],
         tasks: (0..TASKS).map(task).collect(),
         timeouts: Timeouts::default(),
+        vips: BTreeMap::new(),
     }
 }
 
