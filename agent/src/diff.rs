@@ -45,6 +45,9 @@ fn service_change(old: &Service, new: &Service) -> String {
     } else if old.tasks != new.tasks {
         parts.push("tasks".to_owned());
     }
+    if old.vips != new.vips {
+        parts.push("vips".to_owned());
+    }
     if old.ports != new.ports {
         parts.push("ports".to_owned());
     }

@@ -118,7 +118,7 @@ mistakes! {
         "[[service]]\nname = \"web\"\n[[service.task]]\nname = \"web.1\"\nnode = \"n1\"\n\
          address = [\"172.18.0.3\", \"172.18.0.4\"]\n") =>
         ["mesh.toml:12: service web: task web.1: address = \"172.18.0.4\": a second IPv4 address; \
-          a task has at most one IPv4 and one IPv6 address"];
+          write at most one IPv4 and one IPv6 address"];
 
     two_tasks_at_one_address_are_refused: nodes!(
         "[[service]]\nname = \"web\"\n\

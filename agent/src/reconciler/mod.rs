@@ -51,6 +51,8 @@ pub struct Settings {
     pub intervals: Intervals,
     /// Who keeps a port that a process listens on.
     pub on_port_conflict: OnPortConflict,
+    /// Whether a source sees this node's containers and will say so by [`Reconciler::see_spaces`].
+    pub sees_containers: bool,
     /// Where listeners are looked up.
     pub listeners: ListenerTable,
     /// Takes the time from a change being noticed to the kernel holding it, in seconds.
@@ -91,7 +93,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Takes over what the kernel holds.
     pub fn new(kernel: K, settings: Settings, now: Instant) -> Result<Self, Error> {
         let planner = Planner::new(kernel.installed()?, kernel.limits(), Moment::default());
-        let vips = Vips::new(&kernel, Moment::default())?;
+        let vips = Vips::new(&kernel, settings.sees_containers, Moment::default())?;
         let Settings { node, intervals, .. } = settings.clone();
         let due = Due {
             plan: None,
@@ -130,6 +132,7 @@ impl<K: Kernel> Reconciler<K> {
         self.view = Some(view);
         self.due.host = now;
         self.due.plan = Some(now);
+        self.look_at_spaces(now);
     }
 
     /// What a source sees of this node's own containers: their network namespaces, and the networks

@@ -34,6 +34,7 @@ impl Bench {
             node: NodeName::new("n1"),
             intervals,
             on_port_conflict,
+            sees_containers: false,
             listeners: ListenerTable::new(Vec::new()),
             programming: Histogram::new([1.0]),
         };

@@ -16,9 +16,11 @@ use super::Kernel;
 pub(super) struct Vips {
     planner: VipPlanner,
     cookies: NetnsCookies,
-    /// What a source that sees this node's containers says of them.
+    /// Whether a source sees this node's containers: then nothing is known before it has spoken.
+    awaited: bool,
+    /// What it says of them.
     seen: Option<Vec<Space>>,
-    /// What that and the snapshot come to; `None` until one of them has spoken.
+    /// What that and the snapshot come to; `None` until both have spoken.
     spaces: Option<LocalSpaces>,
     /// Namespaces that were not found.
     missing: BTreeMap<SpaceAt, String>,
@@ -29,12 +31,14 @@ pub(super) struct Vips {
 }
 
 impl Vips {
-    /// Takes over what the kernel holds.
-    pub(super) fn new(kernel: &impl Kernel, now: Moment) -> Result<Self, Error> {
+    /// Takes over what the kernel holds. `awaited`: a source will say what it sees of this node's
+    /// containers.
+    pub(super) fn new(kernel: &impl Kernel, awaited: bool, now: Moment) -> Result<Self, Error> {
         let planner = VipPlanner::new(kernel.installed_vips()?, kernel.vip_limits(), now);
         Ok(Self {
             planner,
             cookies: NetnsCookies::default(),
+            awaited,
             seen: None,
             spaces: None,
             missing: BTreeMap::new(),
@@ -48,27 +52,27 @@ impl Vips {
         self.seen = Some(seen);
     }
 
-    /// Finds the namespaces of this node; answers whether anything is different. Without a snapshot and
-    /// without a word of a source, nobody knows of any, and those in the kernel stay.
+    /// Finds the namespaces of this node; answers whether anything is different. Until everybody has
+    /// spoken who is to, those in the kernel stay.
     pub(super) fn look(
         &mut self,
         kernel: &impl Kernel,
         snapshot: Option<&MeshSnapshot>,
         node: &NodeName,
     ) -> bool {
-        let declared = snapshot.and_then(|snapshot| snapshot.nodes.get(node));
-        let declared = declared.map_or(&[][..], |node| &node.spaces);
-        if self.seen.is_none() && declared.is_empty() && self.spaces.is_none() {
+        let Some(snapshot) = snapshot.filter(|_| self.seen.is_some() || !self.awaited) else {
             return false;
-        }
+        };
+        let declared = snapshot.nodes.get(node).map_or(&[][..], |node| &node.spaces);
+        let seen = self.seen.as_deref().unwrap_or_default();
         let mut wanted = BTreeMap::<&SpaceAt, BTreeSet<&NetworkId>>::new();
-        for space in declared.iter().chain(self.seen.iter().flatten()) {
+        for space in declared.iter().chain(seen) {
             wanted.entry(&space.at).or_default().extend(&space.networks);
         }
         let mut found = LocalSpaces::new();
         let mut missing = BTreeMap::new();
         for (at, networks) in &wanted {
-            match self.find(kernel, at) {
+            match find(kernel, at, &mut self.cookies) {
                 // Containers may share a namespace.
                 Ok(space) => {
                     found.entry(space).or_default().extend(networks.iter().copied().cloned());
@@ -83,13 +87,6 @@ impl Vips {
         let changed = self.spaces.as_ref() != Some(&found);
         (self.spaces, self.missing) = (Some(found), missing);
         changed
-    }
-
-    fn find(&mut self, kernel: &impl Kernel, at: &SpaceAt) -> Result<SpaceCookie, Error> {
-        match at {
-            SpaceAt::Host => Ok(kernel.own_space()),
-            SpaceAt::File(path) => kernel.space_at(path, &mut self.cookies),
-        }
     }
 
     /// Plans and applies; answers how many operations that took.
@@ -138,5 +135,16 @@ impl Vips {
         let found = installed.dump();
         self.planner.resync(installed, now);
         Ok(Some(found))
+    }
+}
+
+fn find(
+    kernel: &impl Kernel,
+    at: &SpaceAt,
+    cookies: &mut NetnsCookies,
+) -> Result<SpaceCookie, Error> {
+    match at {
+        SpaceAt::Host => Ok(kernel.own_space()),
+        SpaceAt::File(path) => kernel.space_at(path, cookies),
     }
 }

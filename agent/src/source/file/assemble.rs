@@ -97,8 +97,8 @@ impl Drafts {
             let loose = draft.loose_nodes.into_iter();
             loose_nodes.extend(loose.map(|(node, offset)| (draft.name.clone(), node, offset)));
             let tasks = draft.tasks.into_iter().map(|task| task.task).collect();
-            let ServiceDraft { name, balance, timeouts, .. } = draft;
-            services.push(Service { name, balance, ports, tasks, timeouts });
+            let ServiceDraft { name, balance, timeouts, vips, .. } = draft;
+            services.push(Service { name, balance, ports, tasks, timeouts, vips });
         }
         let places = Places {
             findings,
