@@ -23,7 +23,7 @@ const VIP: u8 = 2;
 struct World {
     scene: Scene,
     askers: BTreeMap<&'static str, Task>,
-    networks: [Network; 2],
+    _networks: [Network; 2],
 }
 
 impl World {
@@ -60,8 +60,10 @@ impl World {
             }
             askers.insert(name, task);
         }
+        // An interface that is not there before the agent starts would look left over.
+        blue.attach(scene.lab.host("n1").netns(), 31).unwrap();
         scene.start().unwrap();
-        Self { scene, askers, networks }
+        Self { scene, askers, _networks: networks }
     }
 
     fn ask(&self, asker: &str, probes: &[Probe]) -> Vec<Seen> {
@@ -276,9 +278,7 @@ fn ensure_vips(dump: &str, count: usize) -> Result<()> {
 fn a_host_can_be_attached_too_and_a_namespace_may_come_later_than_its_name() {
     let mut world = World::new();
     let mut cases = Cases::default();
-    let [blue, _] = &world.networks;
     let late = world.scene.lab.run_dir().join("late");
-    blue.attach(world.scene.lab.host("n1").netns(), 31).unwrap();
     world.scene.mesh.attach_node("n1", "blue");
     world.scene.mesh.attach_space("n1", &late, &["blue"]);
     world.scene.apply().unwrap();
@@ -287,7 +287,7 @@ fn a_host_can_be_attached_too_and_a_namespace_may_come_later_than_its_name() {
         let all = ["web.1", "web.2", "web.3"];
         cases.note(format!("the host, {how:?} to {target}"), answered(&seen, target, &all));
     }
-    let status = world.scene.agent("n1").cli(&["status", "-o", "json"]).unwrap();
+    let status = world.scene.agent("n1").api("/api/v1/status").unwrap().body;
     let named = status.contains(&format!("look at the network namespace {}", late.display()));
     let named = named.then_some(()).with_context(|| status.clone());
     cases.note("a namespace that is not there is named", named);
