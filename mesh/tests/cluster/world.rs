@@ -90,6 +90,11 @@ impl World {
         self.declare().services.insert(ServiceId::new(name), Arc::new(service));
     }
 
+    pub fn change_service(&mut self, name: &str, change: impl FnOnce(&mut DeclaredService)) {
+        let service = self.declare().services.get_mut(&ServiceId::new(name)).unwrap();
+        change(Arc::make_mut(service));
+    }
+
     pub fn label_service(&mut self, name: &str, label: &str, value: &str) {
         let service = self.declare().services.get_mut(&ServiceId::new(name)).unwrap();
         Arc::make_mut(service).labels.insert(label.to_owned(), value.to_owned());
