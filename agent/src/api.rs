@@ -1,6 +1,6 @@
 //! The read-only JSON of `/api/v1/…`: what the command line and a dashboard show.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use weir_loader::Counters;
@@ -219,7 +219,7 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
     let Some(snapshot) = &now.view.snapshot else {
         return Services { generation: None, services: Vec::new() };
     };
-    let wanted = |service: &&Service| only.is_none_or(|name| service.name.as_str() == name);
+    let wanted = |service: &&Arc<Service>| only.is_none_or(|name| service.name.as_str() == name);
     let services = snapshot.services.values().filter(wanted).map(|service| ServiceView {
         name: service.name.clone(),
         balance: service.balance,

@@ -1,14 +1,57 @@
-//! One line that says what changed between two snapshots, for the log.
+//! What changed between two snapshots: walked through by those who act on it, and one line for the
+//! log.
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::{cmp::Ordering, collections::BTreeMap, fmt::Display};
 
 use weir_mesh::{MeshSnapshot, Service};
+
+/// One entry that differs.
+pub enum Change<'a, V> {
+    /// It came.
+    Added(&'a V),
+    /// It went.
+    Removed(&'a V),
+    /// It is another than before.
+    Changed(&'a V, &'a V),
+}
+
+/// Shows every entry that differs to `visit`, in order. Both maps are gone through side by side:
+/// looking each name up would take longer than all the rest of a small change.
+pub fn each_change<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+    mut visit: impl FnMut(&'a K, Change<'a, V>),
+) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (Some((before, _)), Some((after, _))) => before.cmp(after),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return,
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        match (before, after) {
+            (Some((_, before)), Some((name, after))) if before != after => {
+                visit(name, Change::Changed(before, after));
+            }
+            (Some((name, before)), None) => visit(name, Change::Removed(before)),
+            (None, Some((name, after))) => visit(name, Change::Added(after)),
+            _ => {}
+        }
+    }
+}
 
 /// What changed, most important first, at most a few names of each kind; empty if nothing did.
 pub fn summary(old: &MeshSnapshot, new: &MeshSnapshot) -> String {
     let mut parts = Vec::new();
     push(&mut parts, "nodes", &changes(&old.nodes, &new.nodes, |_, _| String::new()));
-    push(&mut parts, "services", &changes(&old.services, &new.services, service_change));
+    push(
+        &mut parts,
+        "services",
+        &changes(&old.services, &new.services, |a, b| service_change(a, b)),
+    );
     parts.join("; ")
 }
 
@@ -29,13 +72,15 @@ fn changes<K: Ord + Display, V: PartialEq>(
     new: &BTreeMap<K, V>,
     describe: impl Fn(&V, &V) -> String,
 ) -> Vec<String> {
-    let added = new.keys().filter(|name| !old.contains_key(name)).map(|name| format!("+{name}"));
-    let removed = old.keys().filter(|name| !new.contains_key(name)).map(|name| format!("-{name}"));
-    let changed = new.iter().filter_map(|(name, value)| {
-        let before = old.get(name).filter(|before| *before != value)?;
-        Some(format!("~{name}{}", describe(before, value)))
+    let (mut added, mut removed, mut changed) = (Vec::new(), Vec::new(), Vec::new());
+    each_change(old, new, |name, change| match change {
+        Change::Added(_) => added.push(format!("+{name}")),
+        Change::Removed(_) => removed.push(format!("-{name}")),
+        Change::Changed(before, after) => {
+            changed.push(format!("~{name}{}", describe(before, after)));
+        }
     });
-    added.chain(removed).chain(changed).collect()
+    added.into_iter().chain(removed).chain(changed).collect()
 }
 
 fn service_change(old: &Service, new: &Service) -> String {
@@ -62,6 +107,8 @@ fn service_change(old: &Service, new: &Service) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use weir_mesh::{Balance, ServiceName, Timeouts};
 
     use super::*;
@@ -77,7 +124,7 @@ mod tests {
                 timeouts: Timeouts::default(),
                 vips: BTreeMap::new(),
             };
-            (name, service)
+            (name, Arc::new(service))
         };
         let services = services.iter().map(service).collect();
         MeshSnapshot { services, ..MeshSnapshot::default() }

@@ -109,6 +109,12 @@ pub async fn keep(state: StateFile, mut view: watch::Receiver<View>) {
         else {
             continue;
         };
+        // The kernel comes first, and of snapshots that follow one another closely the last will do.
+        time::sleep(pause(&snapshot)).await;
+        let View { snapshot: Some(snapshot), .. } = view.borrow_and_update().clone() else {
+            continue;
+        };
+        let rest = pause(&snapshot) * REST;
         let state = state.clone();
         let stored = tokio::task::spawn_blocking(move || {
             let stored = state.store(&snapshot);
@@ -125,8 +131,18 @@ pub async fn keep(state: StateFile, mut view: watch::Receiver<View>) {
             Ok(Ok(())) => complained = false,
             _ => {}
         }
+        time::sleep(rest).await;
     }
 }
+
+/// How long a snapshot waits before it is written: the time that writing it takes, roughly, and so
+/// nothing to speak of for a small mesh.
+fn pause(snapshot: &MeshSnapshot) -> Duration {
+    Duration::from_micros(50).saturating_mul(snapshot.services.len().try_into().unwrap_or(u32::MAX))
+}
+
+/// Between two writings of a large mesh there is so many times the pause.
+const REST: u32 = 10;
 
 #[cfg(test)]
 mod tests {

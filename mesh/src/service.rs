@@ -3,6 +3,7 @@
 //! The words are Docker's and the field's; `docs/glossary.md` defines each once.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     hash::{Hash, Hasher},
@@ -21,7 +22,7 @@ macro_rules! name_type {
         $(#[$doc])*
         ///
         /// Copies share their text, so that snapshots are copied and compared cheaply.
-        #[derive(Clone, Debug, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Clone, Debug, Eq, Serialize, Deserialize)]
         #[serde(from = "String", into = "String")]
         pub struct $name(Arc<str>);
 
@@ -37,10 +38,25 @@ macro_rules! name_type {
             }
         }
 
-        // Equality is that of the text: the pointers only make it quick to see.
+        // Equality and order are those of the text: the pointers only make it quick to see.
         impl PartialEq for $name {
             fn eq(&self, other: &Self) -> bool {
                 Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                if Arc::ptr_eq(&self.0, &other.0) {
+                    return Ordering::Equal;
+                }
+                self.0.cmp(&other.0)
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
             }
         }
 

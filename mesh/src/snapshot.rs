@@ -2,11 +2,11 @@
 
 mod check;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-pub use check::SnapshotError;
+pub use check::{SnapshotError, unknown_node};
 
 use crate::service::{Node, NodeName, Service, ServiceName};
 
@@ -26,12 +26,34 @@ pub struct MeshSnapshot {
     pub generation: Generation,
     /// The nodes by name.
     pub nodes: BTreeMap<NodeName, Node>,
-    /// The services by name.
-    pub services: BTreeMap<ServiceName, Service>,
+    /// The services by name. What did not change is shared with the snapshot before, so that a
+    /// small change of a large mesh is small for every consumer.
+    #[serde(with = "shared")]
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
 }
 
 impl std::fmt::Display for Generation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Services are stored as if they were not shared.
+mod shared {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::service::{Service, ServiceName};
+
+    type Services = BTreeMap<ServiceName, Arc<Service>>;
+
+    pub(super) fn serialize<S: Serializer>(services: &Services, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(services.iter().map(|(name, service)| (name, &**service)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Services, D::Error> {
+        let services = BTreeMap::<ServiceName, Service>::deserialize(from)?;
+        Ok(services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect())
     }
 }

@@ -103,7 +103,7 @@ impl World {
             timeouts: Timeouts::default(),
             vips: BTreeMap::new(),
         };
-        self.snapshot.services.insert(service.name.clone(), service);
+        self.snapshot.services.insert(service.name.clone(), service.into());
         self.apply()
     }
 

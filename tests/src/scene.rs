@@ -18,7 +18,8 @@ use crate::wait::eventually;
 pub const HTTP: u16 = 80;
 /// What a task of a scene listens on.
 pub const ECHO: u16 = 53;
-const SETTLE: Duration = Duration::from_secs(10);
+/// Ten thousand services take a debug build some seconds.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// Tasks are in front of the lab: they end first.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use weir_tests::firewall::{tcp, udp};
 use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
-use weir_tests::{Lab, Scene, State, Task, eventually};
+use weir_tests::{Cases, Lab, Probe, Scene, State, Task, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOSTS: [&str; 3] = ["n1", "n2", "n3"];
@@ -153,4 +153,32 @@ fn a_flush_of_all_firewall_rules_in_mid_flight_is_not_noticed() {
     for running in datagrams {
         running.stop().unwrap().assert_clean();
     }
+}
+
+#[test]
+fn ten_thousand_services_come_and_go_at_once_and_no_request_fails() {
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 10_000;
+    let mut scene = scene();
+    add(&mut scene, 0..3);
+    scene.start().unwrap();
+    let load = Load::start(&scene);
+    let few = scene.mesh.clone();
+    for number in 0..COUNT {
+        let task = &scene.tasks[&format!("web.{}", number % 3)];
+        let service = scene.mesh.service(&format!("many-{number}"));
+        service.publish(format!("{}:80", FIRST + number).as_str()).task(task);
+    }
+    scene.apply().unwrap();
+    let mut cases = Cases::default();
+    for number in (0..COUNT).step_by(997) {
+        for target in HOSTS.iter().flat_map(|host| scene.lab.host(host).targets(FIRST + number)) {
+            let seen = scene.lab.client("c1").ask(&Probe::tcp(target));
+            cases.note(target, seen.by(&format!("web.{}", number % 3)).map(drop));
+        }
+    }
+    cases.end(&scene).unwrap();
+    scene.mesh = few;
+    scene.apply().unwrap();
+    load.assert_clean(10_000, &scene);
 }

@@ -3,6 +3,8 @@
 //!
 //! The test run does not carry out redirects; where packets really go is tested in the lab.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
+
 use weir_mesh::{
     Balance,
     TaskState::{Active, Down, Draining},

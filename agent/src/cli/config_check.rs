@@ -46,7 +46,7 @@ pub(super) fn file(
             path.display()
         )
     })?;
-    let kind = kind.unwrap_or_else(|| recognise(&text));
+    let kind = kind.unwrap_or_else(|| recognise(path, &text));
     let checked = match kind {
         FileKind::Agent => Settings::read(path, &text, &Overrides::default())
             .map(|_| "an agent's configuration".into()),
@@ -104,11 +104,31 @@ fn verdict<'a>(path: &Path, kind: FileKind, found: String, faults: &'a [Fault]) 
 }
 
 /// Only a desired state lists nodes and services; the file may be too broken to parse, so the
-/// lines have to do.
-fn recognise(text: &str) -> FileKind {
+/// lines have to do. Where there are none that say anything, the name decides: nothing at all is a
+/// good configuration, but no desired state.
+fn recognise(path: &Path, text: &str) -> FileKind {
+    let says_something = |line: &str| !line.trim().is_empty() && !line.trim().starts_with('#');
+    if !text.lines().any(says_something) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        return if name.contains("mesh") { FileKind::Mesh } else { FileKind::Agent };
+    }
     let of_mesh = |line: &str| {
         let line: String = line.chars().filter(|c| !c.is_whitespace()).collect();
         ["[[node", "[[service", "service=", "node="].iter().any(|start| line.starts_with(start))
     };
     if text.lines().any(of_mesh) { FileKind::Mesh } else { FileKind::Agent }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_recognised_by_what_it_lists_and_an_empty_one_by_its_name() {
+        let kind = |name: &str, text: &str| recognise(Path::new(name), text);
+        assert_eq!(kind("a.toml", "[[ service ]]\nname ="), FileKind::Mesh);
+        assert_eq!(kind("mesh.toml", "[node]\nname = \"n1\""), FileKind::Agent);
+        assert_eq!(kind("mesh.toml", "\n# nothing yet\n"), FileKind::Mesh);
+        assert_eq!(kind("/etc/weir/weir.toml", ""), FileKind::Agent);
+    }
 }

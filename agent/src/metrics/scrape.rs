@@ -146,7 +146,8 @@ impl Scrape {
     }
 
     fn all_services(&self) -> impl Iterator<Item = &Service> {
-        self.now.view.snapshot.iter().flat_map(|snapshot| snapshot.services.values())
+        let snapshots = self.now.view.snapshot.iter();
+        snapshots.flat_map(|snapshot| snapshot.services.values()).map(|service| &**service)
     }
 
     fn ports<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = PortRow<'a>> {

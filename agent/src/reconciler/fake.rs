@@ -150,7 +150,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
             timeouts: Timeouts::default(),
             vips: BTreeMap::new(),
         };
-        (service.name.clone(), service)
+        (service.name.clone(), service.into())
     };
     MeshSnapshot {
         generation: Generation(generation),

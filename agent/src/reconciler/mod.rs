@@ -11,18 +11,20 @@
 #[cfg(test)]
 pub(crate) mod fake;
 mod kernel;
+mod needs;
 mod report;
 #[cfg(test)]
 mod tests;
 pub mod thread;
 mod vips;
 
+use needs::{asks_anew, local_tasks, wanted_ports};
+
 pub use kernel::Kernel;
 pub use report::{BackendStats, ReconcileReport, StatsReport};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,8 +34,7 @@ use tracing::{debug, error, info, warn};
 use vips::Vips;
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, PublishMode, Space,
-    install::Frontend,
+    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, Space, install::Frontend,
 };
 
 use crate::{
@@ -129,8 +130,11 @@ impl<K: Kernel> Reconciler<K> {
     pub fn take(&mut self, view: View, now: Instant) {
         self.report.wanted = view.snapshot.as_ref().map(|snapshot| snapshot.generation);
         self.report.stale = view.stale;
+        let before = self.snapshot();
         self.view = Some(view);
-        self.due.host = now;
+        if asks_anew(before.as_deref(), self.snapshot().as_deref(), &self.settings.node) {
+            self.due.host = now;
+        }
         self.due.plan = Some(now);
         self.look_at_spaces(now);
     }
@@ -287,6 +291,12 @@ impl<K: Kernel> Reconciler<K> {
         if self.report.failed.take().is_some() {
             info!(generation = %snapshot.generation, "the kernel takes changes again");
         }
+        let of_port = |op: &MapOp| matches!(op, MapOp::Publish(..) | MapOp::Withdraw(_));
+        if plan.ops.iter().any(of_port) {
+            self.note_installed();
+        }
+        // Of a first plan they are tens of megabytes.
+        drop(plan.ops);
         self.settle(&snapshot, operations, started);
     }
 
@@ -305,7 +315,6 @@ impl<K: Kernel> Reconciler<K> {
         if operations > 0 {
             self.report.operations = operations;
             self.report.duration = started.elapsed();
-            self.note_installed();
         }
         if previous == Some(snapshot.generation) {
             return;
@@ -383,10 +392,12 @@ impl<K: Kernel> Reconciler<K> {
                  it as a node, or set node.name to the name it is listed under"
             ));
         }
-        for text in texts.iter().filter(|text| !self.report.problems.contains(text)) {
+        let known: BTreeSet<&String> = self.report.problems.iter().collect();
+        let still: BTreeSet<&String> = texts.iter().collect();
+        for text in texts.iter().filter(|text| !known.contains(text)) {
             warn!(problem = text, "a new problem");
         }
-        for text in self.report.problems.iter().filter(|text| !texts.contains(text)) {
+        for text in self.report.problems.iter().filter(|text| !still.contains(text)) {
             info!(problem = text, "a problem is gone");
         }
         self.report.problems = texts;
@@ -411,27 +422,6 @@ impl<K: Kernel> Reconciler<K> {
             Err(failure) => warn!(error = %failure, "cannot go through the flow tables"),
         }
     }
-}
-
-/// Addresses of the tasks that this node runs.
-fn local_tasks(snapshot: &MeshSnapshot, node: &NodeName) -> BTreeSet<IpAddr> {
-    let tasks = snapshot.services.values().flat_map(|service| &service.tasks);
-    tasks.filter(|task| task.node == *node).flat_map(|task| task.addresses()).collect()
-}
-
-/// Ports that this node should serve.
-fn wanted_ports(snapshot: &MeshSnapshot, node: &NodeName) -> BTreeSet<Frontend> {
-    let mut wanted = BTreeSet::new();
-    for service in snapshot.services.values() {
-        let mut here = None;
-        for port in &service.ports {
-            let local = || service.tasks.iter().any(|task| task.node == *node);
-            if port.mode == PublishMode::Ingress || *here.get_or_insert_with(local) {
-                wanted.insert(Frontend::of(port));
-            }
-        }
-    }
-    wanted
 }
 
 /// The first lines that only one of two dumps has.

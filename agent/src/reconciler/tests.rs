@@ -3,9 +3,7 @@
 use std::net::TcpListener;
 
 use prometheus_client::metrics::histogram::Histogram;
-use weir_mesh::{
-    Generation, Ident, NetworkId, ServiceName, SpaceAt, TaskName, vip::SpaceCookie,
-};
+use weir_mesh::{Generation, Ident, NetworkId, ServiceName, SpaceAt, TaskName, vip::SpaceCookie};
 
 use super::{
     fake::{Fake, PEER, frontend, mesh},
@@ -255,10 +253,8 @@ fn with_vip(generation: u64, files: &[&str]) -> MeshSnapshot {
     for (task, last) in web.tasks.iter_mut().zip(11_u8..) {
         task.networks.insert(blue.clone(), vec![[10, 0, 9, last].into()]);
     }
-    let space = |path: &&str| Space {
-        at: SpaceAt::File(path.into()),
-        networks: [blue.clone()].into(),
-    };
+    let space =
+        |path: &&str| Space { at: SpaceAt::File(path.into()), networks: [blue.clone()].into() };
     let node = snapshot.nodes.get_mut(&NodeName::new("n1")).unwrap();
     node.spaces = files.iter().map(space).collect();
     snapshot.services = [(web.name.clone(), web.into())].into();

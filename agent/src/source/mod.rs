@@ -14,8 +14,8 @@ use crate::document::Fault;
 pub struct Desired {
     /// The nodes by name.
     pub nodes: BTreeMap<NodeName, Node>,
-    /// The services by name.
-    pub services: BTreeMap<ServiceName, Service>,
+    /// The services by name, shared with the state before where they did not change.
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
 }
 
 /// What a source last said.

@@ -180,7 +180,9 @@ impl Store {
     fn set_backend(&mut self, index: BackendIndex, record: &BackendRecord) -> Result<(), Error> {
         let old = self.maps.backends.get(index.0);
         let new = records::backend_to_abi(record);
-        if old.ident != new.ident || old.generation != new.generation {
+        // 0: the index was never used, and its counters were never anything but zero.
+        let used = old.generation != 0;
+        if used && (old.ident != new.ident || old.generation != new.generation) {
             let what = || format!("clear the counters of backend {}", index.0);
             self.maps.backend_stats.clear(index.0).tried(what)?;
         }

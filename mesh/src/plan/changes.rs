@@ -8,6 +8,7 @@ use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use super::{LocalView, Problem, run::Run};
@@ -41,7 +42,7 @@ pub(super) struct Memory {
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) ident: Ident,
-    service: Service,
+    service: Arc<Service>,
     claims: BTreeSet<Frontend>,
 }
 
@@ -49,7 +50,7 @@ pub(super) struct Known {
 #[derive(Debug, Default)]
 pub(super) struct Todo<'a> {
     /// Services of the snapshot, by name, with their identities.
-    pub(super) services: Vec<(&'a ServiceName, &'a Service, Ident)>,
+    pub(super) services: Vec<(&'a ServiceName, &'a Arc<Service>, Ident)>,
     /// Services that are not in the snapshot.
     pub(super) gone: BTreeSet<ServiceId>,
 }
@@ -134,7 +135,7 @@ impl<'a> Run<'a> {
     }
 
     /// Walks through what is known and what is wanted side by side, both ordered by name.
-    fn compare(&self) -> (Vec<(&'a ServiceName, &'a Service)>, Vec<ServiceName>) {
+    fn compare(&self) -> (Vec<(&'a ServiceName, &'a Arc<Service>)>, Vec<ServiceName>) {
         let (mut changed, mut vanished) = (Vec::new(), Vec::new());
         let mut known = self.planner.memory.services.iter().peekable();
         for (name, service) in &self.snapshot.services {
@@ -149,6 +150,7 @@ impl<'a> Run<'a> {
                     vanished.push(old_name.clone());
                     continue;
                 }
+                // Shared services are equal at a glance.
                 if old.service != *service {
                     changed.push((name, service));
                 }
@@ -176,7 +178,7 @@ impl<'a> Run<'a> {
     fn learn_service(
         &mut self,
         name: &'a ServiceName,
-        service: &'a Service,
+        service: &'a Arc<Service>,
         todo: &mut Todo<'a>,
     ) -> Known {
         let claims = self.claims_of(service);
@@ -207,7 +209,7 @@ impl<'a> Run<'a> {
             PublishMode::Host => runs_here,
         };
         let ports = service.ports.iter().filter(|port| wanted(port.mode));
-        ports.map(|port| Frontend::of(port)).collect()
+        ports.map(Frontend::of).collect()
     }
 
     fn add_claimants(&self, frontends: &BTreeSet<Frontend>, todo: &mut Todo<'a>) {

@@ -1,24 +1,27 @@
 //! Which services may not publish the same port.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::PortConflict;
-use crate::service::{NodeName, Port, Protocol, PublishMode, PublishedPort, Service, ServiceName};
+use crate::service::{NodeName, Port, PublishMode, Service, ServiceName};
 
 /// Every pair of services of which only one could have a port.
 ///
 /// A port in ingress mode is taken on every node, so it excludes any other use of the number. Two
 /// services in host mode may share a number as long as no node runs tasks of both. What one
 /// service says twice is not judged here.
-pub fn port_conflicts(services: &BTreeMap<ServiceName, Service>) -> Vec<PortConflict> {
-    let mut users = BTreeMap::<(Protocol, PublishedPort), Vec<(&Service, &Port)>>::new();
-    for service in services.values() {
-        for port in &service.ports {
-            users.entry((port.protocol, port.published)).or_default().push((service, port));
-        }
-    }
+pub fn port_conflicts(services: &BTreeMap<ServiceName, Arc<Service>>) -> Vec<PortConflict> {
+    let every =
+        services.values().flat_map(|service| service.ports.iter().map(|port| (&**service, port)));
+    let mut users: Vec<(&Service, &Port)> = every.collect();
+    let number = |(_, port): &(&Service, &Port)| (port.protocol, port.published);
+    // Users of one port stay in the order of their names.
+    users.sort_by_key(number);
     let mut conflicts = Vec::new();
-    for users in users.values().filter(|users| users.len() > 1) {
+    for users in users.chunk_by(|a, b| number(a) == number(b)) {
         for (at, second) in users.iter().enumerate() {
             conflicts.extend(users[..at].iter().find_map(|first| conflict(*first, *second)));
         }
@@ -48,9 +51,11 @@ fn shared_node(first: &Service, second: &Service) -> Option<NodeName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{Balance, TargetPort, Task, TaskName, TaskState, Timeouts};
+    use crate::service::{
+        Balance, Protocol, PublishedPort, TargetPort, Task, TaskName, TaskState, Timeouts,
+    };
 
-    fn service(name: &str, mode: PublishMode, nodes: &[&str]) -> (ServiceName, Service) {
+    fn service(name: &str, mode: PublishMode, nodes: &[&str]) -> (ServiceName, Arc<Service>) {
         let task = |(at, node): (usize, &&str)| Task {
             name: TaskName::new(format!("{name}.{at}")),
             node: NodeName::new(*node),
@@ -75,10 +80,10 @@ mod tests {
             timeouts: Timeouts::default(),
             vips: BTreeMap::new(),
         };
-        (name, service)
+        (name, Arc::new(service))
     }
 
-    fn found(services: [(ServiceName, Service); 2]) -> Vec<String> {
+    fn found(services: [(ServiceName, Arc<Service>); 2]) -> Vec<String> {
         port_conflicts(&services.into()).iter().map(ToString::to_string).collect()
     }
 

@@ -1,6 +1,9 @@
 //! What every source must get right before its word becomes a snapshot.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 use super::{Generation, MeshSnapshot};
 use crate::{
@@ -93,7 +96,7 @@ impl MeshSnapshot {
             service.tasks.sort_by(|a, b| a.name.cmp(&b.name));
             match named.entry(service.name.clone()) {
                 Entry::Vacant(place) => {
-                    place.insert(service);
+                    place.insert(Arc::new(service));
                 }
                 Entry::Occupied(first) => {
                     let service = first.key().clone();
@@ -125,6 +128,15 @@ fn index_nodes(nodes: Vec<Node>, errors: &mut Vec<SnapshotError>) -> BTreeMap<No
         named.insert(node.name.clone(), node);
     }
     named
+}
+
+/// A task of `services` on a node that is not among `nodes`, if there is one.
+pub fn unknown_node<'a>(
+    services: impl IntoIterator<Item = &'a Arc<Service>>,
+    nodes: &BTreeMap<NodeName, Node>,
+) -> Option<&'a NodeName> {
+    let mut tasks = services.into_iter().flat_map(|service| &service.tasks);
+    tasks.find(|task| !nodes.contains_key(&task.node)).map(|task| &task.node)
 }
 
 fn check_tasks(

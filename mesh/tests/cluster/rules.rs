@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use weir_mesh::{
-    Balance, NetworkId, NodeName, Protocol, PublishMode, PublishedPort, ServiceName, TargetPort, TaskName,
+    Balance, NetworkId, NodeName, Protocol, PublishMode, PublishedPort, ServiceName, TargetPort,
+    TaskName,
     cluster::{
-        Availability, BoundPort, DeclaredNetwork, DeclaredPort, HeardPort, HeardService, HeardTask, Hearsay, Life,
-        Transport, WishedState,
+        Availability, BoundPort, DeclaredNetwork, DeclaredPort, HeardPort, HeardService, HeardTask,
+        Hearsay, Life, Transport, WishedState,
     },
 };
 

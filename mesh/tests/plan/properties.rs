@@ -179,7 +179,7 @@ impl Story {
         for (name, service) in &step.services {
             let name = ServiceName::new(*name);
             match service {
-                Some(service) => drop(self.snapshot.services.insert(name, service.clone())),
+                Some(service) => drop(self.snapshot.services.insert(name, service.clone().into())),
                 None => drop(self.snapshot.services.remove(&name)),
             }
         }
@@ -236,7 +236,7 @@ impl Story {
             let served = service.ports.iter().filter(|it| it.mode == PublishMode::Ingress || here);
             for port in served {
                 let frontend = Frontend::of(port);
-                wanted.entry(frontend).or_insert(service);
+                wanted.entry(frontend).or_insert(&**service);
             }
         }
         wanted

@@ -1,6 +1,6 @@
 //! Scenarios to read: what was there, what happens, and the maps or operations that follow.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use weir_mesh::{
     Ident, Limits, MapOp, MeshSnapshot, Moment, NodeName, Problem, Protocol, PublishedPort,
@@ -393,7 +393,8 @@ fn what_a_broken_plan_left_is_cleared_away() {
 fn both_families_have_regions_of_their_own_where_they_differ() {
     let mut scene = Scene::new();
     let mut snapshot = mesh("web 80:80 | 1@n2 2@n2");
-    let tasks = &mut snapshot.services.get_mut(&ServiceName::new("web")).unwrap().tasks;
+    let tasks =
+        &mut Arc::make_mut(snapshot.services.get_mut(&ServiceName::new("web")).unwrap()).tasks;
     tasks[0].ipv6 = Some("fd00::1".parse().unwrap());
     scene.serve_as_is(&snapshot);
     assert_eq!(

@@ -1,15 +1,19 @@
 //! From the text to a desired state that fits together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use weir_mesh::{
-    Generation, MeshSnapshot, Node, Port, Service, ServiceName, Timeouts, ports::assign_ports,
+    Generation, MeshSnapshot, Node, Port, ServiceName, Timeouts,
+    ports::{PortSpec, assign_ports},
     snapshot::SnapshotError,
 };
 
 use super::{
     pieces::pieces,
-    services::{self, ServiceDraft, TaskDraft},
+    services::{self, NodeNames, ServiceDraft, TaskDraft},
 };
 use crate::{
     document::{Fault, Findings, Table, nearest, parse_piece},
@@ -19,23 +23,43 @@ use crate::{
 /// Reads the text of a `mesh.toml` called `file`: the desired state, or everything that is wrong.
 /// Services that set no timeouts get `defaults`.
 pub fn parse(file: &str, text: &str, defaults: Timeouts) -> Result<Desired, Vec<Fault>> {
+    parse_whole(file, text, defaults).map(|(desired, _)| desired)
+}
+
+/// The same, with what came from which piece of the text.
+pub(super) fn parse_whole(
+    file: &str,
+    text: &str,
+    defaults: Timeouts,
+) -> Result<(Desired, Vec<Piece>), Vec<Fault>> {
     let findings = Findings::new(file, text);
-    let drafts = Drafts::read(&findings, defaults);
+    let mut drafts = Drafts::read(&findings, defaults);
+    let pieces = std::mem::take(&mut drafts.pieces);
     let desired = drafts.assemble(&findings);
     match desired {
-        Some(desired) if findings.is_empty() => Ok(desired),
+        Some(desired) if findings.is_empty() => Ok((desired, pieces)),
         _ => Err(findings.into_faults()),
     }
 }
 
+/// What one piece of the text says, as far as the rest of the mesh depends on it.
+pub(super) struct Piece {
+    pub range: Range<usize>,
+    pub nodes: Vec<Node>,
+    pub services: Vec<(ServiceName, Box<[PortSpec]>)>,
+}
+
 /// All that the file says, with where it stands.
 #[derive(Default)]
-struct Drafts {
+pub(super) struct Drafts {
     nodes: Vec<Node>,
     node_offsets: Vec<usize>,
     /// Names of all nodes, also of those with mistakes, about which no more need be said.
     node_names: BTreeSet<String>,
-    services: Vec<ServiceDraft>,
+    pub(super) services: Vec<ServiceDraft>,
+    pub(super) pieces: Vec<Piece>,
+    /// Names of nodes that tasks name, kept once each.
+    names: NodeNames,
     /// A piece could not be parsed, so what seems missing may be in it.
     incomplete: bool,
 }
@@ -51,21 +75,9 @@ struct Offsets {
 impl Drafts {
     fn read(findings: &Findings<'_>, defaults: Timeouts) -> Self {
         let mut drafts = Self::default();
-        let mut keys = 0;
-        for piece in pieces(findings.text()) {
-            let Some(document) = parse_piece(findings, piece.clone()) else {
-                drafts.incomplete |= findings.text()[piece].contains("[[node");
-                continue;
-            };
-            keys += document.get_ref().len();
-            let root = Table::root(findings, &document, piece.start);
-            root.allow_only(&["node", "service"]);
-            for table in services::tables(root, "node", "[[node]]") {
-                drafts.take_node(table);
-            }
-            let found = services::tables(root, "service", "[[service]]");
-            drafts.services.extend(found.filter_map(|table| services::service(table, defaults)));
-        }
+        let pieces = pieces(findings.text());
+        let keys: usize =
+            pieces.into_iter().map(|piece| drafts.take_piece(findings, piece, defaults)).sum();
         if keys == 0 && findings.is_empty() {
             findings.note(
                 0,
@@ -75,6 +87,35 @@ impl Drafts {
             );
         }
         drafts
+    }
+
+    /// Reads one piece and answers how many keys it has at its top.
+    pub(super) fn take_piece(
+        &mut self,
+        findings: &Findings<'_>,
+        range: Range<usize>,
+        defaults: Timeouts,
+    ) -> usize {
+        let Some(document) = parse_piece(findings, range.clone()) else {
+            self.incomplete |= findings.text()[range].contains("[[node");
+            return 0;
+        };
+        let (nodes, services) = (self.nodes.len(), self.services.len());
+        let root = Table::root(findings, &document, range.start);
+        root.allow_only(&["node", "service"]);
+        for table in services::tables(root, "node", "[[node]]") {
+            self.take_node(table);
+        }
+        for table in services::tables(root, "service", "[[service]]") {
+            self.services.extend(services::service(table, defaults, &mut self.names));
+        }
+        let services = self.services[services..].iter();
+        self.pieces.push(Piece {
+            range,
+            nodes: self.nodes[nodes..].to_vec(),
+            services: services.map(|draft| (draft.name.clone(), draft.specs())).collect(),
+        });
+        document.get_ref().len()
     }
 
     fn take_node(&mut self, table: Table<'_, '_>) {
@@ -94,11 +135,9 @@ impl Drafts {
         for (draft, ports) in self.services.into_iter().zip(ports) {
             note_shared_addresses(&draft, findings);
             offsets.push(Offsets::of(&draft));
-            let loose = draft.loose_nodes.into_iter();
-            loose_nodes.extend(loose.map(|(node, offset)| (draft.name.clone(), node, offset)));
-            let tasks = draft.tasks.into_iter().map(|task| task.task).collect();
-            let ServiceDraft { name, balance, timeouts, vips, .. } = draft;
-            services.push(Service { name, balance, ports, tasks, timeouts, vips });
+            let loose = draft.loose_nodes.iter();
+            loose_nodes.extend(loose.map(|(node, at)| (draft.name.clone(), node.clone(), *at)));
+            services.push(draft.into_service(ports));
         }
         let places = Places {
             findings,
@@ -125,7 +164,7 @@ impl Drafts {
     fn assign(&self, findings: &Findings<'_>) -> Option<Vec<Vec<Port>>> {
         let mut specs = BTreeMap::new();
         for draft in &self.services {
-            let ports = || draft.ports.iter().map(|port| port.spec).collect();
+            let ports = || draft.specs().into_vec();
             specs.entry(draft.name.clone()).or_insert_with(ports);
         }
         match assign_ports(&specs) {
@@ -146,7 +185,7 @@ impl Drafts {
 }
 
 /// Two tasks of a service at one address are one task listed twice: it would get twice its share.
-fn note_shared_addresses(draft: &ServiceDraft, findings: &Findings<'_>) {
+pub(super) fn note_shared_addresses(draft: &ServiceDraft, findings: &Findings<'_>) {
     let mut seen = BTreeMap::new();
     for TaskDraft { task, offset, .. } in &draft.tasks {
         for address in task.addresses() {

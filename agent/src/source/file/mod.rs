@@ -4,8 +4,10 @@ mod assemble;
 mod networks;
 mod pieces;
 mod publish;
+mod reader;
 mod services;
 mod watch;
 
 pub use assemble::parse;
+pub use reader::Reader;
 pub use watch::FileSource;

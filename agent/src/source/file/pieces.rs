@@ -13,9 +13,35 @@ use toml_parser::{
 
 /// The pieces of `text`, in order and without gaps: the top, then one for each `[[service]]`.
 pub(super) fn pieces(text: &str) -> Vec<Range<usize>> {
-    let mut starts = vec![0];
+    let starts: Vec<usize> = [0].into_iter().chain(headers(text)).collect();
+    let ends = starts.iter().skip(1).copied().chain([text.len()]);
+    starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+}
+
+/// Where the piece ends that begins at `start`. The first piece begins at no header, each other one
+/// at its own.
+pub(super) fn piece_end(text: &str, start: usize, first: bool) -> usize {
+    let own = usize::from(!first);
+    headers(&text[start..]).nth(own).map_or(text.len(), |header| start + header)
+}
+
+/// Whether a piece begins right here, given that a line does.
+pub(super) fn begins_piece(text: &str) -> bool {
+    // As nearly everybody writes it.
+    if text.starts_with("[[service]]") {
+        return true;
+    }
+    let tokens = Source::new(text).lex().take(2 * HEADER.len());
+    let line = tokens.take_while(|token| token.kind() != TokenKind::Newline);
+    let line: Vec<Token> =
+        line.filter(|token| token.kind() != TokenKind::Whitespace).take(HEADER.len()).collect();
+    text.starts_with('[') && is_header(&line, text)
+}
+
+/// Where the headers of services begin in a text that begins with a line.
+fn headers(text: &str) -> impl Iterator<Item = usize> {
     let mut line: Vec<Token> = Vec::new();
-    for token in Source::new(text).lex() {
+    Source::new(text).lex().filter_map(move |token| {
         match token.kind() {
             TokenKind::Whitespace => {}
             TokenKind::Newline => line.clear(),
@@ -23,14 +49,11 @@ pub(super) fn pieces(text: &str) -> Vec<Range<usize>> {
             _ if line.len() > HEADER.len() => {}
             _ => {
                 line.push(token);
-                if is_header(&line, text) {
-                    starts.push(line[0].span().start());
-                }
+                return is_header(&line, text).then(|| line[0].span().start());
             }
         }
-    }
-    let ends = starts.iter().skip(1).copied().chain([text.len()]);
-    starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+        None
+    })
 }
 
 const HEADER: [TokenKind; 5] = [

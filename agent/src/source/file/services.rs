@@ -7,8 +7,8 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, NetworkId, Node, NodeName, ServiceName, Task, TaskName, TaskState, Timeouts,
-    ports::PortSpec,
+    Balance, NetworkId, Node, NodeName, Port, Service, ServiceName, Task, TaskName, TaskState,
+    Timeouts, ports::PortSpec,
 };
 
 use super::{networks, publish};
@@ -41,6 +41,37 @@ pub(super) struct TaskDraft {
     pub node_offset: usize,
 }
 
+/// Names of nodes, each kept once however many tasks the node runs.
+#[derive(Default)]
+pub(super) struct NodeNames(BTreeMap<String, NodeName>);
+
+impl NodeNames {
+    fn of(&mut self, name: &str) -> NodeName {
+        if let Some(known) = self.0.get(name) {
+            return known.clone();
+        }
+        let new = NodeName::new(name);
+        self.0.insert(name.to_owned(), new.clone());
+        new
+    }
+}
+
+impl ServiceDraft {
+    /// What it publishes.
+    pub(super) fn specs(&self) -> Box<[PortSpec]> {
+        self.ports.iter().map(|port| port.spec).collect()
+    }
+
+    /// The service, with numbers for all of its ports.
+    pub(super) fn into_service(self, ports: Vec<Port>) -> Service {
+        let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
+        // Collected in the place of the drafts, which are larger and were not counted before.
+        tasks.shrink_to_fit();
+        let Self { name, balance, timeouts, vips, .. } = self;
+        Service { name, balance, ports, tasks, timeouts, vips }
+    }
+}
+
 /// The name of a node, also if the rest is wrong, and the node.
 pub(super) fn node(table: Table<'_, '_>) -> (Option<String>, Option<Node>) {
     let Some(name) = name_of(table, "node", "name = \"n1\"") else { return (None, None) };
@@ -55,7 +86,11 @@ pub(super) fn node(table: Table<'_, '_>) -> (Option<String>, Option<Node>) {
 }
 
 /// Reads a service whole, also when parts of it are wrong, so that all mistakes are found.
-pub(super) fn service(table: Table<'_, '_>, defaults: Timeouts) -> Option<ServiceDraft> {
+pub(super) fn service(
+    table: Table<'_, '_>,
+    defaults: Timeouts,
+    names: &mut NodeNames,
+) -> Option<ServiceDraft> {
     let name = name_of(table, "service", "name = \"web\"");
     let subject = match name {
         Some(name) => format!("service {name}"),
@@ -68,7 +103,7 @@ pub(super) fn service(table: Table<'_, '_>, defaults: Timeouts) -> Option<Servic
     let tasks = table.get("task").and_then(|tasks| tasks.list("[[service.task]]"));
     let mut loose_nodes = Vec::new();
     let tasks = tasks.into_iter().flatten();
-    let tasks = tasks.filter_map(|value| task(value, &subject, &mut loose_nodes)).collect();
+    let tasks = tasks.filter_map(|value| task(value, &subject, &mut loose_nodes, names)).collect();
     let timeouts = match table.get("timeouts").and_then(|t| t.table("[service.timeouts]")) {
         Some(timeouts) => timeouts_of(timeouts, &subject, defaults),
         None => defaults,
@@ -92,6 +127,7 @@ fn task(
     value: Value<'_, '_>,
     service: &str,
     loose_nodes: &mut Vec<(String, usize)>,
+    names: &mut NodeNames,
 ) -> Option<TaskDraft> {
     let table = value.table("[[service.task]]")?.named(service);
     let name = name_of(table, "task", "name = \"web.1\"");
@@ -115,7 +151,7 @@ fn task(
     };
     let task = Task {
         name: TaskName::new(name),
-        node: NodeName::new(node),
+        node: names.of(node),
         ipv4,
         ipv6,
         weight: weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(1),

@@ -24,7 +24,7 @@ use tokio::{
 use tracing::{info, warn};
 use weir_mesh::Timeouts;
 
-use super::parse;
+use super::Reader;
 use crate::{
     config::FileSourceConfig,
     document::Fault,
@@ -35,7 +35,7 @@ use crate::{
 pub struct FileSource {
     path: PathBuf,
     poll: Duration,
-    defaults: Timeouts,
+    reader: Reader,
     stamp: Option<Stamp>,
     state: SourceState,
     output: watch::Sender<SourceState>,
@@ -75,7 +75,8 @@ impl FileSource {
         let state = SourceState::silent();
         let (output, input) = watch::channel(state.clone());
         let FileSourceConfig { path, poll } = config.clone();
-        (Self { path, poll, defaults, stamp: None, state, output }, input)
+        let reader = Reader::new(defaults);
+        (Self { path, poll, reader, stamp: None, state, output }, input)
     }
 
     /// Reads now, then whenever the file changes or a message arrives on `reload`. Ends when
@@ -131,10 +132,15 @@ impl FileSource {
 
     async fn read(&mut self, noticed: Instant) {
         self.stamp = stamp_of(&self.path);
-        let (path, defaults) = (self.path.clone(), self.defaults);
+        let path = self.path.clone();
         let had_one = self.state.desired.is_some();
-        let reading = tokio::task::spawn_blocking(move || read_file(&path, defaults, had_one));
-        let Ok(reading) = reading.await else { return };
+        let mut reader = self.reader.take();
+        let reading = tokio::task::spawn_blocking(move || {
+            let reading = read_file(&path, &mut reader, had_one);
+            (reading, reader)
+        });
+        let Ok((reading, reader)) = reading.await else { return };
+        self.reader = reader;
         self.state.readings += 1;
         self.state.noticed = noticed.into_std();
         match reading {
@@ -144,14 +150,12 @@ impl FileSource {
         self.output.send_replace(self.state.clone());
     }
 
-    fn accept(&mut self, desired: Desired) {
+    fn accept(&mut self, desired: Arc<Desired>) {
         if self.state.trouble.take().is_some() {
             info!(file = %self.path.display(), "the file is good again");
         }
         self.state.confirmed = Some(Instant::now().into_std());
-        if self.state.desired.as_deref() != Some(&desired) {
-            self.state.desired = Some(Arc::new(desired));
-        }
+        self.state.desired = Some(desired);
     }
 
     fn reject(&mut self, trouble: Trouble) {
@@ -167,7 +171,7 @@ impl FileSource {
     }
 }
 
-fn read_file(path: &Path, defaults: Timeouts, had_one: bool) -> Result<Desired, Trouble> {
+fn read_file(path: &Path, reader: &mut Reader, had_one: bool) -> Result<Arc<Desired>, Trouble> {
     let text = fs::read(path).map_err(|error| unreadable(path, &error, had_one))?;
     let whole = |reason, problem: String, remedy: &str| Trouble {
         reason,
@@ -180,7 +184,8 @@ fn read_file(path: &Path, defaults: Timeouts, had_one: bool) -> Result<Desired, 
         let remedy = "to publish nothing on purpose, write: service = []";
         return Err(whole("empty", "is empty".into(), remedy));
     }
-    parse(&path.display().to_string(), &text, defaults)
+    reader
+        .read(&path.display().to_string(), text)
         .map_err(|faults| Trouble { reason: "invalid", faults: faults.into() })
 }
 
