@@ -3,7 +3,6 @@
 //! The words are Docker's and the field's; `docs/glossary.md` defines each once.
 
 use std::{
-    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     hash::{Hash, Hasher},
@@ -46,16 +45,16 @@ macro_rules! name_type {
         }
 
         impl Ord for $name {
-            fn cmp(&self, other: &Self) -> Ordering {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
                 if Arc::ptr_eq(&self.0, &other.0) {
-                    return Ordering::Equal;
+                    return std::cmp::Ordering::Equal;
                 }
                 self.0.cmp(&other.0)
             }
         }
 
         impl PartialOrd for $name {
-            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
                 Some(self.cmp(other))
             }
         }

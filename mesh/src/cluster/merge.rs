@@ -39,7 +39,7 @@ pub struct Merged {
     /// The nodes by name.
     pub nodes: BTreeMap<NodeName, Node>,
     /// The services by name.
-    pub services: BTreeMap<ServiceName, Service>,
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
     /// What Swarm's nodes are called in the mesh.
     pub names: BTreeMap<NodeId, NodeName>,
     /// What is not as it was asked for.
@@ -57,7 +57,8 @@ pub fn merge(words: &Words<'_>) -> Merged {
     let mut services = BTreeMap::new();
     for (name, draft) in drafts(words, &names) {
         let draft = draft.with_sound_tasks();
-        services.extend(draft.services(&name, words, &mut notes));
+        let new = draft.services(&name, words, &mut notes);
+        services.extend(new.into_iter().map(|(name, service)| (name, Arc::new(service))));
     }
     publish::settle_conflicts(&mut services, &mut notes);
     Merged { nodes, services, names, notes }

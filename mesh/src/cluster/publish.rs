@@ -1,6 +1,9 @@
 //! Which ports a service publishes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{DeclaredPort, HeardPort, Note, Transport, merge::Draft, tasks::Placed};
 use crate::{
@@ -85,13 +88,13 @@ pub(super) fn own_ports(task: &Placed<'_>, shared: &[Port]) -> Vec<Port> {
 /// Swarm lets no two services have one port; words of different age can. The first by name keeps
 /// it.
 pub(super) fn settle_conflicts(
-    services: &mut BTreeMap<ServiceName, Service>,
+    services: &mut BTreeMap<ServiceName, Arc<Service>>,
     notes: &mut BTreeSet<Note>,
 ) {
     for conflict in port_conflicts(services) {
         let lost = (conflict.port.protocol, conflict.port.published);
         if let Some(service) = services.get_mut(&conflict.second) {
-            service.ports.retain(|port| (port.protocol, port.published) != lost);
+            Arc::make_mut(service).ports.retain(|port| (port.protocol, port.published) != lost);
         }
         notes.insert(Note {
             about: format!("service {}", conflict.second),
