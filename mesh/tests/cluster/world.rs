@@ -51,7 +51,7 @@ impl World {
         };
         let merged = merge(&words);
         let nodes = merged.nodes.values().cloned().collect();
-        let services = merged.services.values().map(|service| Service::clone(service)).collect();
+        let services = merged.services.values().map(|service| (**service).clone()).collect();
         let snapshot = MeshSnapshot::build(Generation(1), nodes, services);
         let snapshot = snapshot.expect("a merge is always a sound mesh");
         assert_eq!(snapshot.services, merged.services, "ports and tasks are in order");
