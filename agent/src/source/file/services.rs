@@ -192,7 +192,7 @@ pub(super) fn addresses(value: Value<'_, '_>) -> Option<(Option<Ipv4Addr>, Optio
             take_address(entry, &mut found)?;
         }
         if found == before {
-            value.fault("an empty list", ADDRESS);
+            value.fault("an empty list", "write one such as \"172.18.0.3\" or \"fd18::3\"");
             return None;
         }
     } else {
