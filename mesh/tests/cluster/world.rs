@@ -74,7 +74,9 @@ impl World {
     }
 
     pub fn change_node(&mut self, name: &str, change: impl FnOnce(&mut DeclaredNode)) {
-        change(Arc::make_mut(self.declare().nodes.get_mut(&node_id(name)).unwrap()));
+        change(Arc::make_mut(
+            self.declare().nodes.get_mut(&node_id(name)).expect("a test's own words"),
+        ));
     }
 
     pub fn service(&mut self, name: &str, ports: &[DeclaredPort]) {
@@ -91,12 +93,14 @@ impl World {
     }
 
     pub fn change_service(&mut self, name: &str, change: impl FnOnce(&mut DeclaredService)) {
-        let service = self.declare().services.get_mut(&ServiceId::new(name)).unwrap();
+        let service =
+            self.declare().services.get_mut(&ServiceId::new(name)).expect("a test's own words");
         change(Arc::make_mut(service));
     }
 
     pub fn label_service(&mut self, name: &str, label: &str, value: &str) {
-        let service = self.declare().services.get_mut(&ServiceId::new(name)).unwrap();
+        let service =
+            self.declare().services.get_mut(&ServiceId::new(name)).expect("a test's own words");
         Arc::make_mut(service).labels.insert(label.to_owned(), value.to_owned());
     }
 
@@ -135,7 +139,8 @@ impl World {
             networks: BTreeMap::new(),
             ports: Vec::new(),
         };
-        let report = Arc::make_mut(self.reports.get_mut(&node_id(node)).unwrap());
+        let report =
+            Arc::make_mut(self.reports.get_mut(&node_id(node)).expect("a test's own words"));
         report.tasks.insert(TaskId::new(task), Arc::new(said));
     }
 
@@ -145,8 +150,11 @@ impl World {
         task: &str,
         change: impl FnOnce(&mut ReportedTask),
     ) {
-        let report = Arc::make_mut(self.reports.get_mut(&node_id(node)).unwrap());
-        change(Arc::make_mut(report.tasks.get_mut(&TaskId::new(task)).unwrap()));
+        let report =
+            Arc::make_mut(self.reports.get_mut(&node_id(node)).expect("a test's own words"));
+        change(Arc::make_mut(
+            report.tasks.get_mut(&TaskId::new(task)).expect("a test's own words"),
+        ));
     }
 }
 

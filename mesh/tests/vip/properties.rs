@@ -23,13 +23,16 @@ struct Step {
     restart: bool,
 }
 
+/// Virtual addresses: positions in [`NETWORKS`], and last bytes.
+type Places = BTreeSet<(usize, u8)>;
+
 fn mesh() -> impl Strategy<Value = MeshSnapshot> {
     let state = prop_oneof![4 => Just(TaskState::Active), 1 => Just(TaskState::Draining)];
     let drawn = (0..3_usize, 11..20_u8, prop_oneof![5 => Just(1_u16), 1 => 0..4_u16], state);
     let tasks = prop::collection::vec(drawn, 0..6);
     let one = (prop::collection::btree_set((0..3_usize, 2..5_u8), 0..3), tasks);
     prop::collection::vec(one, 0..4).prop_map(|services| {
-        let build = |(number, (vips, tasks)): (usize, (BTreeSet<(usize, u8)>, Vec<_>))| {
+        let build = |(number, (vips, tasks)): (usize, (Places, Vec<_>))| {
             let addresses: Vec<(usize, String)> = vips
                 .iter()
                 .flat_map(|(network, last)| {
