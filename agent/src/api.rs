@@ -191,6 +191,7 @@ pub struct Failure {
 pub fn status(now: &Observation) -> Status {
     let subsystems = health::subsystems(now);
     let faults = now.source.trouble.iter().flat_map(|trouble| trouble.faults.iter());
+    let faults = faults.chain(now.source.notes.iter());
     let hooks = now.report.attachments.hooks.iter();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

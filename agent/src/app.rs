@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use weir_loader::{Check, Dataplane, Outcome};
 
 use crate::{
-    config::{Config, Overrides},
+    config::{Config, Overrides, SourceConfig},
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -24,8 +24,9 @@ use crate::{
         thread::{Handle, Started},
     },
     snapshots::{self, SnapshotWriter},
-    source::file::FileSource,
+    source::{SourceState, file::FileSource},
     state::StateFile,
+    swarm::{self, LateLink},
 };
 
 /// Where the configuration came from, to read it again.
@@ -47,8 +48,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
 
     // Sources -> snapshots.
     let (reload_source, reload_requests) = mpsc::channel(1);
-    let (source, source_state) = FileSource::new(&config.source, config.timeouts);
-    tokio::spawn(source.run(reload_requests));
+    let (source_state, link) = follow_source(&config, reload_requests);
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
     tokio::spawn(snapshots::keep(state, view.clone()));
@@ -65,7 +65,8 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     // All of it -> metrics, health, admin API.
     let (opened_in, opened) = watch::channel(false);
     let config = Arc::new(config);
-    let observer = Observer::new(config.clone(), source_state, view, reconciler.clone(), opened);
+    let observer =
+        Observer::new(config.clone(), source_state, view, reconciler.clone(), opened, link);
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
     opening.await.context("the reconciler's thread ended early")??;
@@ -83,6 +84,21 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     }
     info!("the agent has stopped, forwarding goes on; weir uninstall would end that");
     Ok(())
+}
+
+/// The source of the desired state, and the link to other nodes that it may need.
+fn follow_source(
+    config: &Config,
+    reload: mpsc::Receiver<()>,
+) -> (watch::Receiver<SourceState>, LateLink) {
+    match &config.source {
+        SourceConfig::File(file) => {
+            let (source, state) = FileSource::new(file, config.timeouts);
+            tokio::spawn(source.run(reload));
+            (state, LateLink::default())
+        }
+        SourceConfig::Docker(docker) => swarm::follow(config, docker),
+    }
 }
 
 /// Without what the data plane needs nothing is begun, and everything that is missing is named.

@@ -64,8 +64,14 @@ impl Agent {
         opening.await.unwrap().unwrap();
         tokio::spawn(reconciler.clone().follow(view_state.clone()));
         let (_opened_in, opened) = watch::channel(true);
-        let observer =
-            Observer::new(config.clone(), source_state, view_state, reconciler.clone(), opened);
+        let observer = Observer::new(
+            config.clone(),
+            source_state,
+            view_state,
+            reconciler.clone(),
+            opened,
+            Default::default(),
+        );
         let socket = bind_socket(&config.socket).unwrap();
         tokio::spawn(Arc::new(Routes { observer, metrics }).serve_socket(socket));
         Self { directory, source, view, reconciler }

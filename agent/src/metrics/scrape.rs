@@ -13,7 +13,7 @@ use weir_mesh::{
     install::{BackendState, Frontend},
 };
 
-use crate::{observe::Observation, reconciler::BackendStats};
+use crate::{config::SourceConfig, observe::Observation, reconciler::BackendStats};
 
 /// One moment.
 pub(super) struct Scrape {
@@ -73,14 +73,20 @@ impl Scrape {
         let generation = now.report.generation.map_or(0, |generation| generation.0);
         let help = "The newest snapshot that is whole in the data plane";
         out.gauge("snapshot_generation", help, [(vec![], signed(generation))])?;
+        let source = match now.config.source {
+            SourceConfig::File(_) => "file",
+            SourceConfig::Docker(_) => "docker",
+        };
         let confirmed = now.source.confirmed.unwrap_or(now.started).elapsed().as_secs();
         let help = "Since the source last confirmed the desired state";
-        out.gauge("source_age_seconds", help, [(vec![("source", "file")], signed(confirmed))])?;
+        out.gauge("source_age_seconds", help, [(vec![("source", source)], signed(confirmed))])?;
+        let help = "Labels and the like that were not taken as they were written";
+        out.gauge("source_notes", help, [(vec![], now.source.notes.len() as i64)])?;
         let errors = now
             .source
             .errors
             .iter()
-            .map(|(reason, count)| (vec![("source", "file"), ("reason", *reason)], *count));
+            .map(|(reason, count)| (vec![("source", source), ("reason", *reason)], *count));
         out.counter("source_errors", "Readings of the source that were not taken", errors)?;
         let mode = vec![("mode", "ebpf"), ("reason", "the kernel has what it takes")];
         let help = "Which data plane is at work";

@@ -137,9 +137,8 @@ impl Dataplane {
         self.netlink.bring_up(link.index, mtu)?;
         // Reverse-path checks happen before our addresses' routes could satisfy the strictest of
         // them for packets that a program turns round.
-        let filter = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
-        if let Err(error) = fs::write(&filter, "0") {
-            tracing::warn!(file = filter, %error, "Could not switch off reverse-path filtering");
+        if let Err(error) = self.netlink.no_reverse_path_filter(link.index) {
+            tracing::warn!(device = name, %error, "could not switch off reverse-path filtering");
         }
         Ok(link)
     }
