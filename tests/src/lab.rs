@@ -197,11 +197,6 @@ impl Lab {
         self.run_dir.join("mesh.toml")
     }
 
-    /// A directory that goes away with the lab.
-    pub fn run_dir(&self) -> &Path {
-        &self.run_dir
-    }
-
     /// Starts weir on a host with the default configuration. Does not wait until it is ready.
     pub fn agent(&self, host: &str) -> Result<Agent> {
         self.agent_with(host, |_| ())
