@@ -133,6 +133,8 @@ fn reconciler_settings(config: &Config, metrics: &Metrics) -> reconciler::Settin
         node: config.node.name.clone(),
         intervals: config.reconcile,
         on_port_conflict: config.dataplane.on_port_conflict,
+        // The file is the only source.
+        sees_containers: false,
         listeners: ListenerTable::new(config.node.addresses.clone()),
         programming: metrics.programming.clone(),
     }

@@ -155,7 +155,7 @@ mod tests {
     fn desired(nodes: &[&str]) -> Desired {
         let node = |name: &&str| {
             let name = NodeName::new(*name);
-            (name.clone(), Node { name, address: [10, 0, 0, 1].into() })
+            (name.clone(), Node { name, address: [10, 0, 0, 1].into(), spaces: Vec::new() })
         };
         Desired { nodes: nodes.iter().map(node).collect(), services: BTreeMap::new() }
     }

@@ -15,11 +15,12 @@ mod publish;
 mod report;
 mod tasks;
 
+pub use crate::service::NetworkId;
 pub use declared::{
     Availability, Declared, DeclaredNetwork, DeclaredNode, DeclaredPort, DeclaredService,
     DeclaredTask, EndpointMode, Transport, WishedState,
 };
-pub use ids::{NetworkId, NodeId, ServiceId, TaskId};
+pub use ids::{NodeId, ServiceId, TaskId};
 pub use merge::{Merged, Words, merge};
 pub use note::Note;
 pub use report::{

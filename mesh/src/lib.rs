@@ -4,7 +4,8 @@
 //! every decision can be tested by calling a function. Read [`service`] for what a mesh consists
 //! of, [`snapshot`] for the immutable whole that everything else consumes, [`install`] for the
 //! mirror of what the kernel holds, and [`plan`] for how the one becomes the other. [`cluster`] is how
-//! the words of many nodes become one mesh.
+//! the words of many nodes become one mesh. [`vip`] does for virtual addresses what [`plan`] does for
+//! published ports.
 #![forbid(unsafe_code)]
 
 pub mod balance;
@@ -15,12 +16,13 @@ pub mod plan;
 pub mod ports;
 pub mod service;
 pub mod snapshot;
+pub mod vip;
 
 pub use ident::Ident;
 pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
 pub use service::{
-    Balance, Node, NodeName, Port, Protocol, PublishMode, PublishedPort, Service, ServiceName,
-    TargetPort, Task, TaskName, TaskState, Timeouts,
+    Balance, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort, Service,
+    ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,
 };
 pub use snapshot::{Generation, MeshSnapshot};

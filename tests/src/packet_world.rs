@@ -73,7 +73,8 @@ impl World {
         let planner = Planner::new(trial.installed()?, limits, Moment(Duration::ZERO));
         let mut snapshot = MeshSnapshot { generation: Generation(1), ..MeshSnapshot::default() };
         for (name, address) in [("n1", "10.77.0.11"), ("n2", "10.77.0.12"), ("n3", "10.77.0.13")] {
-            let node = Node { name: NodeName::new(name), address: address.parse()? };
+            let node =
+                Node { name: NodeName::new(name), address: address.parse()?, spaces: Vec::new() };
             snapshot.nodes.insert(node.name.clone(), node);
         }
         Ok(Self { trial, planner, snapshot, now: Duration::ZERO, _bpffs: bpffs })
@@ -100,6 +101,7 @@ impl World {
                 .map(|(name, node, last, state)| task(name, node, *last, *state))
                 .collect(),
             timeouts: Timeouts::default(),
+            vips: BTreeMap::new(),
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
         self.apply()
@@ -241,5 +243,6 @@ fn task(name: &str, node: &str, last: u8, state: TaskState) -> Task {
         ipv6: Some(Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, last.into())),
         weight: 1,
         state,
+        networks: BTreeMap::new(),
     }
 }

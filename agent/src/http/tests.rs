@@ -55,6 +55,7 @@ impl Agent {
             node: config.node.name.clone(),
             intervals: config.reconcile,
             on_port_conflict: config.dataplane.on_port_conflict,
+            sees_containers: false,
             listeners: ListenerTable::new(Vec::new()),
             programming: metrics.programming.clone(),
         };

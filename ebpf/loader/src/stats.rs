@@ -87,6 +87,10 @@ impl Store {
             .count();
         stats.maps.insert("backends", (backends, self.maps.backends.len().into()));
         stats.maps.insert("records", (records as u64, self.maps.records.len().into()));
+        let vips = (1..self.maps.vips.len())
+            .filter(|slot| self.maps.vips.get(*slot).key.network != 0)
+            .count();
+        stats.maps.insert("vips", (vips as u64, self.maps.vips.len().into()));
         let flows = u64::from(self.maps.forward4.capacity());
         stats.maps.insert("forward", (0, 2 * flows));
         stats.maps.insert("reverse", (0, 2 * flows));

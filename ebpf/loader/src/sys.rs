@@ -257,8 +257,8 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 /// The cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
 pub(crate) fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")
-        .or_else(|_| std::net::UdpSocket::bind("[::1]:0"))?;
+    // A socket of any family has a namespace; this one needs no interface to be up.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the buffer is as long as `len` says.
@@ -272,6 +272,13 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
         )
     };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Moves this thread into the network namespace that a file stands for.
+pub(crate) fn enter_netns(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns takes numbers; it concerns this thread only.
+    let answer = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Whether a path lies on a BPF file system.

@@ -22,7 +22,3 @@ name_type!(
     /// A task, as Swarm knows it.
     TaskId
 );
-name_type!(
-    /// A network, as Docker knows it.
-    NetworkId
-);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use super::{
     publish,
     tasks::{self, Placed},
 };
-use crate::service::{Node, NodeName, Service, ServiceName, Task, Timeouts};
+use crate::service::{NetworkId, Node, NodeName, Service, ServiceName, Task, Timeouts};
 
 /// Everything that is known, and how current it is.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,7 @@ pub fn merge(words: &Words<'_>) -> Merged {
     let mut services = BTreeMap::new();
     for (name, draft) in drafts(words, &names) {
         let draft = draft.with_sound_tasks();
-        let new = draft.services(&name, words.timeouts, &mut notes);
+        let new = draft.services(&name, words, &mut notes);
         services.extend(new.into_iter().map(|(name, service)| (name, Arc::new(service))));
     }
     publish::settle_conflicts(&mut services, &mut notes);
@@ -114,7 +115,7 @@ impl Draft<'_> {
     fn services(
         &self,
         name: &ServiceName,
-        defaults: Timeouts,
+        words: &Words<'_>,
         notes: &mut BTreeSet<Note>,
     ) -> Vec<(ServiceName, Service)> {
         let of_service = self.service_wishes(name, notes);
@@ -129,21 +130,34 @@ impl Draft<'_> {
         let tasks: Vec<Task> =
             self.tasks.iter().zip(&of_tasks).map(|(task, own)| task.task(weight(own))).collect();
         let ports = publish::ports(self, name, notes);
-        let service = |name: ServiceName, ports, tasks| {
-            let (balance, timeouts) =
-                (wishes.balance.unwrap_or_default(), wishes.timeouts(defaults));
-            (name.clone(), Service { name, balance, ports, tasks, timeouts })
+        let service = |name: ServiceName, ports, tasks| Service {
+            name,
+            balance: wishes.balance.unwrap_or_default(),
+            ports,
+            tasks,
+            timeouts: wishes.timeouts(words.timeouts),
+            vips: BTreeMap::new(),
         };
         let mut services = Vec::new();
         for (placed, task) in self.tasks.iter().zip(&tasks) {
             let own = publish::own_ports(placed, &ports);
             if !own.is_empty() {
                 let name = ServiceName::new(format!("{name}@{}", task.name));
-                services.push(service(name, own, vec![task.clone()]));
+                services.push((name.clone(), service(name, own, vec![task.clone()])));
             }
         }
-        services.push(service(name.clone(), ports, tasks));
+        let whole = Service { vips: self.vips(words), ..service(name.clone(), ports, tasks) };
+        services.push((name.clone(), whole));
         services
+    }
+
+    /// Its virtual addresses, but for that on the network that carries Docker's own mesh: sharing it
+    /// is no wish of anybody's.
+    fn vips(&self, words: &Words<'_>) -> BTreeMap<NetworkId, Vec<IpAddr>> {
+        let networks = words.declared.map(|declared| &declared.networks);
+        let ingress = |id| networks.and_then(|all| all.get(id)).is_some_and(|one| one.ingress);
+        let declared = self.declared.into_iter().flat_map(|service| &service.vips);
+        declared.filter(|(id, _)| !ingress(*id)).map(|(id, ip)| (id.clone(), vec![*ip])).collect()
     }
 
     fn service_wishes(&self, name: &ServiceName, notes: &mut BTreeSet<Note>) -> Wishes {

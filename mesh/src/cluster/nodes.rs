@@ -29,7 +29,7 @@ impl Nodes {
         let names = names(&candidates);
         let node = |(id, name): (&NodeId, &NodeName)| {
             let address = candidates.get(id)?.address;
-            Some((name.clone(), Node { name: name.clone(), address }))
+            Some((name.clone(), Node { name: name.clone(), address, spaces: Vec::new() }))
         };
         let nodes = names.iter().filter_map(node).collect();
         Self { names, nodes }

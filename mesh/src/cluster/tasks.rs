@@ -20,14 +20,15 @@ pub(super) struct Placed<'a> {
 }
 
 impl<'a> Placed<'a> {
-    /// `None` for a task that is not ready yet, or that cannot be reached from its node.
+    /// `None` for a task that is not ready yet, or that nobody can reach.
     pub fn of(
         words: &Words<'_>,
         (node, node_name): (&NodeId, &NodeName),
         (id, said): (&TaskId, &'a ReportedTask),
         heard: Option<&HeardService>,
     ) -> Option<Self> {
-        let reachable = said.ipv4.is_some() || said.ipv6.is_some();
+        // On an internal network its node does not reach it, but its neighbours there do.
+        let reachable = said.ipv4.is_some() || said.ipv6.is_some() || !said.networks.is_empty();
         let state = match said.life {
             _ if !reachable => return None,
             Life::Starting => return None,
@@ -53,6 +54,7 @@ impl<'a> Placed<'a> {
             ipv6: self.said.ipv6,
             weight,
             state: self.state,
+            networks: self.said.networks.clone(),
         }
     }
 

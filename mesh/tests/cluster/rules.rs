@@ -1,16 +1,17 @@
 //! Each rule of the merge once.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use weir_mesh::{
-    Balance, NodeName, Protocol, PublishMode, PublishedPort, ServiceName, TargetPort, TaskName,
+    Balance, NetworkId, NodeName, Protocol, PublishMode, PublishedPort, ServiceName, TargetPort,
+    TaskName,
     cluster::{
-        Availability, BoundPort, DeclaredPort, HeardPort, HeardService, HeardTask, Hearsay, Life,
-        Transport, WishedState,
+        Availability, BoundPort, DeclaredNetwork, DeclaredPort, HeardPort, HeardService, HeardTask,
+        Hearsay, Life, Transport, WishedState,
     },
 };
 
-use crate::world::{World, node_id, notes, ports, states, tcp};
+use crate::world::{World, address, node_id, notes, ports, states, tcp};
 
 /// Two nodes with one task each of a service on port 80.
 fn two_nodes() -> World {
@@ -232,4 +233,26 @@ fn labels_of_the_service_win_over_those_of_its_containers() {
     assert_eq!(weights, [1, 5]);
     world.label_service("web", "weir.enable", "false");
     assert!(world.merged().services.is_empty());
+}
+
+#[test]
+fn virtual_addresses_come_from_managers_and_the_addresses_behind_them_from_the_tasks_nodes() {
+    let mut world = two_nodes();
+    let (blue, ingress) = (NetworkId::new("blue"), NetworkId::new("ingress"));
+    let network = |ingress| DeclaredNetwork {
+        name: "any".to_owned(),
+        subnets: Vec::new(),
+        ingress,
+        internal: false,
+    };
+    world.declare().networks.insert(ingress.clone(), Arc::new(network(true)));
+    world.declare().networks.insert(blue.clone(), Arc::new(network(false)));
+    let vips = BTreeMap::from([(blue.clone(), address(2)), (ingress, address(3))]);
+    world.change_service("web", |service| service.vips = vips);
+    let own = BTreeMap::from([(blue.clone(), vec![address(12)])]);
+    // On an internal network its own node does not reach it.
+    world.change_report("n2", "web.2", |task| (task.ipv4, task.networks) = (None, own.clone()));
+    let web = world.merged().services[&ServiceName::new("web")].clone();
+    assert_eq!(web.vips, BTreeMap::from([(blue, vec![address(2)])]), "not Docker's own mesh");
+    assert_eq!(web.tasks[1].networks, own);
 }

@@ -51,8 +51,7 @@ impl World {
         };
         let merged = merge(&words);
         let nodes = merged.nodes.values().cloned().collect();
-        let services =
-            merged.services.values().map(|service| weir_mesh::Service::clone(service)).collect();
+        let services = merged.services.values().map(|service| (**service).clone()).collect();
         let snapshot = MeshSnapshot::build(Generation(1), nodes, services);
         let snapshot = snapshot.expect("a merge is always a sound mesh");
         assert_eq!(snapshot.services, merged.services, "ports and tasks are in order");
@@ -91,6 +90,12 @@ impl World {
             networks: BTreeMap::new(),
         };
         self.declare().services.insert(ServiceId::new(name), Arc::new(service));
+    }
+
+    pub fn change_service(&mut self, name: &str, change: impl FnOnce(&mut DeclaredService)) {
+        let service =
+            self.declare().services.get_mut(&ServiceId::new(name)).expect("a test's own words");
+        change(Arc::make_mut(service));
     }
 
     pub fn label_service(&mut self, name: &str, label: &str, value: &str) {

@@ -105,6 +105,7 @@ fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>
             ipv6: (address > 0).then_some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into())),
             weight,
             state,
+            networks: BTreeMap::new(),
         }
     });
     prop::option::weighted(0.7, task)
@@ -124,6 +125,7 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
             ports,
             tasks: tasks.into_iter().flatten().collect(),
             timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
+            vips: BTreeMap::new(),
         },
     )
 }

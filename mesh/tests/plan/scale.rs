@@ -2,6 +2,7 @@
 //! `cargo test --release -p weir-mesh --test plan scale -- --nocapture`.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,6 +26,7 @@ fn service(number: usize) -> Service {
         ipv6: None,
         weight: 1,
         state: TaskState::Active,
+        networks: BTreeMap::new(),
     };
     let port = Port {
         protocol: Protocol::Tcp,
@@ -38,6 +40,7 @@ fn service(number: usize) -> Service {
         ports: vec![port],
         tasks: (0..TASKS).map(task).collect(),
         timeouts: Timeouts::default(),
+        vips: BTreeMap::new(),
     }
 }
 

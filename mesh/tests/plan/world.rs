@@ -193,7 +193,11 @@ pub fn mesh(text: &str) -> MeshSnapshot {
 }
 
 pub fn node(number: u8) -> Node {
-    Node { name: NodeName::new(format!("n{number}")), address: [192, 0, 2, number].into() }
+    Node {
+        name: NodeName::new(format!("n{number}")),
+        address: [192, 0, 2, number].into(),
+        spaces: Vec::new(),
+    }
 }
 
 fn service(line: &str) -> Service {
@@ -205,6 +209,7 @@ fn service(line: &str) -> Service {
         ports: Vec::new(),
         tasks: Vec::new(),
         timeouts: Timeouts::default(),
+        vips: BTreeMap::new(),
     };
     let mut mode = PublishMode::Ingress;
     for word in words {
@@ -231,6 +236,7 @@ fn add_task_word(service: &mut Service, word: &str) {
             ipv6: None,
             weight: 1,
             state: TaskState::Active,
+            networks: BTreeMap::new(),
         });
         return;
     }

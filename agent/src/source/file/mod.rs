@@ -1,6 +1,7 @@
 //! The file source: `mesh.toml`, watched, applied whole or not at all.
 
 mod assemble;
+mod networks;
 mod pieces;
 mod publish;
 mod reader;

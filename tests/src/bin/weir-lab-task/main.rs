@@ -103,7 +103,7 @@ async fn main() -> Result<()> {
 
 fn probe(probes: &str) -> Result<()> {
     let probes: Vec<Probe> = serde_json::from_str(probes)?;
-    let seen: Vec<_> = probes.iter().map(Probe::ask).collect();
+    let seen: Vec<_> = probes.iter().flat_map(Probe::ask_all).collect();
     println!("{}", serde_json::to_string(&seen)?);
     Ok(())
 }
