@@ -176,7 +176,7 @@ impl Scrape {
                 task: task.name.as_str(),
                 node: task.node.as_str(),
                 weight: task.weight,
-                stats: self.now.stats.backends.get(&ident).copied(),
+                stats: self.now.stats.backend(&ident).copied(),
             }
         })
     }

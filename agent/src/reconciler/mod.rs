@@ -32,7 +32,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, error, info, warn};
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, install::Frontend,
+    Installed, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem,
+    install::Frontend,
 };
 
 use crate::{
@@ -219,12 +220,12 @@ impl<K: Kernel> Reconciler<K> {
         let started = Instant::now();
         match self.kernel.installed() {
             Ok(installed) if installed == *self.planner.installed() => {}
+            Ok(installed) if self.planner.is_behind() => self.begin_anew(installed, now),
             Ok(installed) => {
                 self.report.drift += 1;
                 let differences = differences(&self.planner.installed().dump(), &installed.dump());
                 warn!(differences, "the kernel's maps are not what was written, repairing");
-                self.planner.resync(installed, self.moment(now));
-                self.note_installed();
+                self.begin_anew(installed, now);
                 self.due.plan = Some(now);
             }
             Err(failure) => self.fail(&failure, now),
@@ -237,6 +238,12 @@ impl<K: Kernel> Reconciler<K> {
     fn pass(&mut self, now: Instant) {
         self.due.plan = None;
         let Some(snapshot) = self.snapshot() else { return };
+        if self.planner.is_behind() {
+            match self.kernel.installed() {
+                Ok(installed) => self.begin_anew(installed, now),
+                Err(failure) => return self.put_off(&failure, now),
+            }
+        }
         let started = Instant::now();
         let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
         self.note_problems(&plan.problems, &snapshot);
@@ -263,7 +270,7 @@ impl<K: Kernel> Reconciler<K> {
         for op in ops {
             self.kernel.apply(op).inspect_err(|_| debug!(?op, "the operation that failed"))?;
             let moment = self.moment(Instant::now());
-            self.planner.applied(op, moment);
+            self.planner.applied(moment);
         }
         Ok(())
     }
@@ -298,12 +305,26 @@ impl<K: Kernel> Reconciler<K> {
     fn recover(&mut self, failure: &Error, now: Instant) {
         self.fail(failure, now);
         match self.kernel.installed() {
-            Ok(installed) => self.planner.resync(installed, self.moment(now)),
+            Ok(installed) => self.begin_anew(installed, now),
             Err(failure) => self.fail(&failure, now),
         }
-        self.note_installed();
+        self.back_off(now);
+    }
+
+    /// Nothing can be planned as long as the kernel does not tell what it holds.
+    fn put_off(&mut self, failure: &Error, now: Instant) {
+        self.fail(failure, now);
+        self.back_off(now);
+    }
+
+    fn back_off(&mut self, now: Instant) {
         self.due.plan = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+    }
+
+    fn begin_anew(&mut self, installed: Installed, now: Instant) {
+        self.planner.resync(installed, self.moment(now));
+        self.note_installed();
     }
 
     fn fail(&mut self, failure: &Error, now: Instant) {

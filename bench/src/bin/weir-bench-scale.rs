@@ -39,6 +39,7 @@ fn measure(lab: &Lab) -> Result<()> {
     let agent = lab.agent("n1")?;
     agent.wait_ready()?;
     println!("agent with nothing: {:.0} MB", memory(&agent)?);
+    shares(&agent)?;
 
     let whole = mesh(SERVICES, None);
     println!("mesh.toml: {SERVICES} services x {TASKS} tasks, {} bytes", whole.len());
@@ -46,9 +47,11 @@ fn measure(lab: &Lab) -> Result<()> {
     goal("from the file to the kernel, s", Spread::of(vec![install.seen.as_secs_f64()]), 2.0, 2);
     println!("  of it in the reconciler: {} ms", install.reconciler);
     goal("memory after it, MB", Spread::of(vec![memory(&agent)?]), 100.0, 0);
+    shares(&agent)?;
 
     changes(&agent, &lab.mesh_file())?;
     goal("memory at the end, MB", Spread::of(vec![memory(&agent)?]), 100.0, 0);
+    shares(&agent)?;
     println!("  highest so far: {:.0} MB", status_megabytes(&agent, "VmHWM:")?);
     restart(&agent)
 }
@@ -145,6 +148,15 @@ fn scrape(agent: &Agent) -> Result<Scraped> {
 
 fn memory(agent: &Agent) -> Result<f64> {
     status_megabytes(agent, "VmRSS:")
+}
+
+/// What the memory is: the agent's own, and what it has mapped of its program and of the kernel's
+/// arrays, whose pages are there whether or not it maps them.
+fn shares(agent: &Agent) -> Result<()> {
+    let own = status_megabytes(agent, "RssAnon:")?;
+    let mapped = status_megabytes(agent, "RssFile:")? + status_megabytes(agent, "RssShmem:")?;
+    println!("  its own: {own:.0} MB, program and kernel arrays mapped: {mapped:.0} MB");
+    Ok(())
 }
 
 /// A size of `/proc/PID/status`, in units of 1,000,000 bytes.
