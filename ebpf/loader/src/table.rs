@@ -265,3 +265,93 @@ impl Drop for Window {
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::FromRawFd as _;
+
+    use super::*;
+
+    const ARRAY: u32 = 2;
+    const PERCPU_ARRAY: u32 = 6;
+    const MMAPABLE: u32 = 1 << 10;
+    const LEN: u32 = 10_000;
+
+    /// A map of its own, which goes when the last descriptor of it does.
+    fn map(kind: u32, value: usize, flags: u32) -> OwnedFd {
+        const BPF_MAP_CREATE: i32 = 0;
+        let attr = [kind, 4, value as u32, LEN, flags];
+        // SAFETY: the beginning of `union bpf_attr` as the command expects it.
+        let fd = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, attr.as_ptr(), size_of_val(&attr))
+        };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the kernel has just given us this descriptor.
+        unsafe { OwnedFd::from_raw_fd(fd as i32) }
+    }
+
+    /// Its elements do not divide a page.
+    type Odd = [u64; 10];
+
+    fn array(fd: &OwnedFd) -> Mapped<Odd> {
+        Mapped::new(fd.try_clone().unwrap(), LEN, "TEST")
+    }
+
+    #[test]
+    fn an_array_is_the_same_through_every_window() {
+        let fd = map(ARRAY, size_of::<Odd>(), MMAPABLE);
+        let written = array(&fd);
+        let places = [0, 1, 4095, 4096, 8191, 8192, LEN - 1];
+        for at in places {
+            written.set(at, [u64::from(at) + 1; 10]).unwrap();
+            written.publish(at, 72, 7).unwrap();
+        }
+        for array in [&written, &array(&fd)] {
+            let mut found = Vec::new();
+            array
+                .visit(|at, value| {
+                    if value[0] != 0 {
+                        assert_eq!((value[8], value[9]), (u64::from(at) + 1, 7));
+                        found.push(at);
+                    }
+                })
+                .unwrap();
+            assert_eq!(found, places);
+            assert_eq!(array.get(4096).unwrap()[0], 4097);
+        }
+    }
+
+    #[test]
+    fn only_what_is_looked_into_stays_mapped() {
+        let fd = map(ARRAY, size_of::<Odd>(), MMAPABLE);
+        let array = array(&fd);
+        array.visit(|_, _| {}).unwrap();
+        assert!(array.windows.iter().all(|window| window.get().is_none()));
+        array.get(0).unwrap();
+        assert_eq!(array.windows.iter().filter(|window| window.get().is_some()).count(), 1);
+    }
+
+    #[test]
+    fn counters_of_all_cpus_are_read_in_batches_as_one_by_one() {
+        let fd = map(PERCPU_ARRAY, 8, 0);
+        let counters = PerCpu::<u64>::new(fd.try_clone().unwrap()).unwrap();
+        for at in 0..LEN {
+            let values: Vec<u64> =
+                (0..counters.cpus as u64).map(|cpu| cpu + 3 * u64::from(at)).collect();
+            sys::update(fd.as_fd(), &at, values.as_ptr()).unwrap();
+        }
+        for end in [0, 1, LEN - 1, LEN] {
+            let mut seen = 0;
+            counters
+                .visit(end, |at, values| {
+                    assert_eq!(at, seen);
+                    seen += 1;
+                    if at % 997 == 0 {
+                        assert_eq!(values, counters.get(at).unwrap());
+                    }
+                })
+                .unwrap();
+            assert_eq!(seen, end);
+        }
+    }
+}
