@@ -256,10 +256,7 @@ impl<K: Kernel> Reconciler<K> {
         if self.report.failed.take().is_some() {
             info!(generation = %snapshot.generation, "the kernel takes changes again");
         }
-        let of_port = |op: &MapOp| matches!(op, MapOp::Publish(..) | MapOp::Withdraw(_));
-        if plan.ops.iter().any(of_port) {
-            self.note_installed();
-        }
+        self.note_ports(&plan.ops);
         let operations = plan.ops.len();
         // Of a first plan they are tens of megabytes.
         drop(plan.ops);
@@ -342,6 +339,23 @@ impl<K: Kernel> Reconciler<K> {
         let installed = self.planner.installed();
         let ports = installed.ports.keys().filter(|frontend| installed.serves(**frontend));
         self.report.ports = Arc::new(ports.copied().collect());
+    }
+
+    /// The same after these operations: going through all ports would take longer than all the rest
+    /// of a small change.
+    fn note_ports(&mut self, ops: &[MapOp]) {
+        let of_port = |op: &MapOp| match op {
+            MapOp::Publish(frontend, _) | MapOp::Withdraw(frontend) => Some(*frontend),
+            _ => None,
+        };
+        let installed = self.planner.installed();
+        for frontend in ops.iter().filter_map(of_port) {
+            let is_served = installed.serves(frontend);
+            if self.report.ports.contains(&frontend) != is_served {
+                let ports = Arc::make_mut(&mut self.report.ports);
+                let _ = if is_served { ports.insert(frontend) } else { ports.remove(&frontend) };
+            }
+        }
     }
 
     fn note_attachments(&mut self) {

@@ -9,9 +9,9 @@ use std::{
 
 use proptest::prelude::*;
 use weir_mesh::{
-    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Planner, Port, Problem,
-    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
-    TaskState, Timeouts,
+    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Plan, Planner, Port,
+    Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
+    TaskName, TaskState, Timeouts,
     install::{BackendState, Frontend, Via},
 };
 
