@@ -260,7 +260,7 @@ fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
 
 fn task(service: &ServiceName, task: &Task, now: &Observation) -> TaskView {
     let ident = Ident::of_task(service, &task.name, &task.node);
-    let stats = now.stats.backends.get(&ident);
+    let stats = now.stats.backend(&ident);
     TaskView {
         name: task.name.clone(),
         node: task.node.clone(),

@@ -132,7 +132,7 @@ impl World {
         ensure!(plan.problems.is_empty(), "{:?}", plan.problems);
         for op in &plan.ops {
             self.trial.apply(op)?;
-            self.planner.applied(op, now);
+            self.planner.applied(now);
         }
         Ok(())
     }

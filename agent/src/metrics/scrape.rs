@@ -130,8 +130,11 @@ impl Scrape {
 
     fn backends(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         let limit = self.now.config.backend_limit;
-        let rows: Vec<_> = self.all_services().flat_map(|service| self.tasks(service)).collect();
-        let (rows, omitted) = if rows.len() > limit { (vec![], rows.len()) } else { (rows, 0) };
+        let tasks = self.all_services().map(|service| service.tasks.len()).sum();
+        let (rows, omitted): (Vec<_>, usize) = match tasks > limit {
+            true => (vec![], tasks),
+            false => (self.all_services().flat_map(|service| self.tasks(service)).collect(), 0),
+        };
         let help = "Tasks without metrics of their own: more than metrics.backend_limit";
         out.gauge("backends_omitted", help, [(vec![], omitted as i64)])?;
         let up = |row: &TaskRow<'_>| row.is(BackendState::Active);
@@ -176,7 +179,7 @@ impl Scrape {
                 task: task.name.as_str(),
                 node: task.node.as_str(),
                 weight: task.weight,
-                stats: self.now.stats.backends.get(&ident).copied(),
+                stats: self.now.stats.backend(&ident).copied(),
             }
         })
     }

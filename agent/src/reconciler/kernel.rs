@@ -28,7 +28,7 @@ pub trait Kernel {
     /// Applies one operation on virtual addresses; an error leaves the maps as they were.
     fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error>;
     /// The network namespace of the host.
-    fn own_space(&self) -> SpaceCookie;
+    fn own_space(&self) -> Result<SpaceCookie, Error>;
     /// The network namespace that a file stands for; `cookies` are those that are known.
     fn space_at(&self, path: &Path, cookies: &mut NetnsCookies) -> Result<SpaceCookie, Error> {
         cookies.cookie_of(path)
@@ -72,7 +72,7 @@ impl Kernel for Dataplane {
         Self::apply_vip(self, op)
     }
 
-    fn own_space(&self) -> SpaceCookie {
+    fn own_space(&self) -> Result<SpaceCookie, Error> {
         Self::own_space(self)
     }
 

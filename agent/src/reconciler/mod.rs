@@ -34,7 +34,8 @@ use tracing::{debug, error, info, warn};
 use vips::Vips;
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, Space, install::Frontend,
+    Installed, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, Space,
+    install::Frontend,
 };
 
 use crate::{
@@ -244,10 +245,10 @@ impl<K: Kernel> Reconciler<K> {
         let started = Instant::now();
         match self.kernel.installed() {
             Ok(installed) if installed == *self.planner.installed() => {}
+            Ok(installed) if self.planner.is_behind() => self.begin_anew(installed, now),
             Ok(installed) => {
                 let (expected, found) = (self.planner.installed().dump(), installed.dump());
-                self.planner.resync(installed, self.moment(now));
-                self.note_installed();
+                self.begin_anew(installed, now);
                 self.note_drift(&expected, &found, now);
             }
             Err(failure) => self.fail(&failure, now),
@@ -273,6 +274,12 @@ impl<K: Kernel> Reconciler<K> {
     fn pass(&mut self, now: Instant) {
         self.due.plan = None;
         let Some(snapshot) = self.snapshot() else { return };
+        if self.planner.is_behind() {
+            match self.kernel.installed() {
+                Ok(installed) => self.begin_anew(installed, now),
+                Err(failure) => return self.put_off(&failure, now),
+            }
+        }
         let started = Instant::now();
         let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
         let applied = self.apply(&plan.ops).and_then(|()| {
@@ -291,10 +298,7 @@ impl<K: Kernel> Reconciler<K> {
         if self.report.failed.take().is_some() {
             info!(generation = %snapshot.generation, "the kernel takes changes again");
         }
-        let of_port = |op: &MapOp| matches!(op, MapOp::Publish(..) | MapOp::Withdraw(_));
-        if plan.ops.iter().any(of_port) {
-            self.note_installed();
-        }
+        self.note_ports(&plan.ops);
         // Of a first plan they are tens of megabytes.
         drop(plan.ops);
         self.settle(&snapshot, operations, started);
@@ -304,7 +308,7 @@ impl<K: Kernel> Reconciler<K> {
         for op in ops {
             self.kernel.apply(op).inspect_err(|_| debug!(?op, "the operation that failed"))?;
             let moment = self.moment(Instant::now());
-            self.planner.applied(op, moment);
+            self.planner.applied(moment);
         }
         Ok(())
     }
@@ -339,15 +343,29 @@ impl<K: Kernel> Reconciler<K> {
     fn recover(&mut self, failure: &Error, now: Instant) {
         self.fail(failure, now);
         match self.kernel.installed() {
-            Ok(installed) => self.planner.resync(installed, self.moment(now)),
+            Ok(installed) => self.begin_anew(installed, now),
             Err(failure) => self.fail(&failure, now),
         }
         if let Err(failure) = self.vips.audit(&self.kernel, self.moment(now)) {
             self.fail(&failure, now);
         }
-        self.note_installed();
+        self.back_off(now);
+    }
+
+    /// Nothing can be planned as long as the kernel does not tell what it holds.
+    fn put_off(&mut self, failure: &Error, now: Instant) {
+        self.fail(failure, now);
+        self.back_off(now);
+    }
+
+    fn back_off(&mut self, now: Instant) {
         self.due.plan = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+    }
+
+    fn begin_anew(&mut self, installed: Installed, now: Instant) {
+        self.planner.resync(installed, self.moment(now));
+        self.note_installed();
     }
 
     fn fail(&mut self, failure: &Error, now: Instant) {
@@ -365,6 +383,23 @@ impl<K: Kernel> Reconciler<K> {
         let installed = self.planner.installed();
         let ports = installed.ports.keys().filter(|frontend| installed.serves(**frontend));
         self.report.ports = Arc::new(ports.copied().collect());
+    }
+
+    /// The same after these operations: going through all ports would take longer than all the rest
+    /// of a small change.
+    fn note_ports(&mut self, ops: &[MapOp]) {
+        let of_port = |op: &MapOp| match op {
+            MapOp::Publish(frontend, _) | MapOp::Withdraw(frontend) => Some(*frontend),
+            _ => None,
+        };
+        let installed = self.planner.installed();
+        for frontend in ops.iter().filter_map(of_port) {
+            let is_served = installed.serves(frontend);
+            if self.report.ports.contains(&frontend) != is_served {
+                let ports = Arc::make_mut(&mut self.report.ports);
+                let _ = if is_served { ports.insert(frontend) } else { ports.remove(&frontend) };
+            }
+        }
     }
 
     fn note_attachments(&mut self) {

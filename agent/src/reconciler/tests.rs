@@ -238,7 +238,7 @@ fn counters_are_found_by_the_name_of_the_task() {
     let stats = bench.reconciler.stats().unwrap();
     let ident =
         Ident::of_task(&ServiceName::new("web"), &TaskName::new("web.3"), &NodeName::new("n1"));
-    let task = stats.backends[&ident];
+    let task = stats.backend(&ident).unwrap();
     assert_eq!((task.counters.connections, task.active, task.via), (7, 3, PEER));
     assert_eq!((stats.forward_flows, stats.expired_flows), (5, 2));
 }

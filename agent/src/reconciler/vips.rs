@@ -144,7 +144,7 @@ fn find(
     cookies: &mut NetnsCookies,
 ) -> Result<SpaceCookie, Error> {
     match at {
-        SpaceAt::Host => Ok(kernel.own_space()),
+        SpaceAt::Host => kernel.own_space(),
         SpaceAt::File(path) => kernel.space_at(path, cookies),
     }
 }

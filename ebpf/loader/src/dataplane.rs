@@ -68,7 +68,7 @@ impl Dataplane {
         let hooks = Hooks::new(object, options.links_dir(), options.attach);
         let mut plane = Self {
             options: options.clone(),
-            store: Store::new(maps, clock),
+            store: Store::new(maps, clock)?,
             hooks,
             netlink,
             missing: BTreeSet::new(),
@@ -182,8 +182,8 @@ impl Dataplane {
             relay6: Ip6::new(RELAY6.octets()),
             source6: octets6(source6),
         };
-        if self.store.maps.config.get(0) != config {
-            self.store.maps.config.set(0, config);
+        if self.store.maps.config.get(0)? != config {
+            self.store.maps.config.set(0, config)?;
         }
         if let Some(source) = source4 {
             self.netlink.route(RELAY4.into(), tunnel.index, source)?;
@@ -237,7 +237,8 @@ impl Dataplane {
             host = self.netlink.host()?;
         }
         let tunnel = self.ensure_tunnel(&host)?;
-        self.write_config(&host, &tunnel, self.store.maps.config.get(0).csum_ipv6_flag)?;
+        let csum_ipv6_flag = self.store.maps.config.get(0)?.csum_ipv6_flag;
+        self.write_config(&host, &tunnel, csum_ipv6_flag)?;
         self.sync_addresses(&host)?;
         self.sync_bridges(&host)?;
         let mut wanted = BTreeSet::from([("tun_in", tunnel.index), ("tun_out", tunnel.index)]);

@@ -78,9 +78,9 @@ impl Maps {
     }
 }
 
-fn mapped<V: Copy>(object: &mut Ebpf, name: &str) -> Result<Mapped<V>, Error> {
+fn mapped<V: Copy>(object: &mut Ebpf, name: &'static str) -> Result<Mapped<V>, Error> {
     let (fd, capacity) = take(object, name)?;
-    Mapped::new(fd, capacity).tried(|| format!("map the array {name} into memory"))
+    Ok(Mapped::new(fd, capacity, name))
 }
 
 fn table<K: Copy, V: Copy>(object: &mut Ebpf, name: &str) -> Result<Table<K, V>, Error> {

@@ -11,6 +11,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::NonNull,
 };
 
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
@@ -300,6 +301,31 @@ fn filesystem(path: &Path) -> io::Result<i64> {
         return Err(io::Error::last_os_error());
     }
     Ok(stat.f_type as i64)
+}
+
+/// Bytes of a page.
+pub(crate) fn page_size() -> u32 {
+    // SAFETY: sysconf takes a number.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u32 }
+}
+
+/// Maps `bytes` of an array, beginning at `offset`, which must be where a page begins.
+pub(crate) fn map_shared(
+    map: BorrowedFd<'_>,
+    offset: usize,
+    bytes: usize,
+) -> io::Result<NonNull<u8>> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: a new mapping; it keeps the map alive for itself.
+    let start = unsafe {
+        let anywhere = std::ptr::null_mut();
+        libc::mmap(anywhere, bytes, access, libc::MAP_SHARED, map.as_raw_fd(), offset)
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap gave a null pointer"))
 }
 
 /// CPUs the kernel keeps per-CPU values for.

@@ -39,8 +39,11 @@ impl Dataplane {
     }
 
     /// The network namespace that the agent runs in.
-    pub fn own_space(&self) -> SpaceCookie {
-        SpaceCookie(self.store.maps.config.get(0).netns_cookie)
+    ///
+    /// # Errors
+    /// When the configuration in the kernel cannot be read.
+    pub fn own_space(&self) -> Result<SpaceCookie, Error> {
+        Ok(SpaceCookie(self.store.maps.config.get(0)?.netns_cookie))
     }
 }
 
@@ -71,11 +74,9 @@ impl Store {
                 installed.names.insert(key_from_abi(&key), VipSlot(slot));
             }
         }
-        for slot in 1..maps.vips.len() {
-            let vip = maps.vips.get(slot);
-            if vip.key.network == 0 {
-                continue;
-            }
+        let mut used = Vec::new();
+        maps.vips.visit(|slot, vip| used.extend((vip.key.network != 0).then_some((slot, vip))))?;
+        for (slot, vip) in used {
             let run = Region { offset: vip.run.offset, len: vip.run.len };
             let end = run.offset.checked_add(run.len);
             if end.is_none_or(|end| end > maps.vip_tasks.len()) {
@@ -84,7 +85,8 @@ impl Store {
             }
             if run.len > 0 {
                 let cells = (run.offset..run.offset + run.len).map(|at| maps.vip_tasks.get(at));
-                installed.runs.insert(run.offset, cells.map(narrow).collect());
+                let cells: Vec<_> = cells.collect::<Result<_, _>>()?;
+                installed.runs.insert(run.offset, cells.into_iter().map(narrow).collect());
             }
             let record = VipRecord { key: key_from_abi(&vip.key), run, stride: vip.stride };
             installed.records.insert(VipSlot(slot), record);
@@ -97,13 +99,13 @@ impl Store {
         match op {
             VipOp::WriteRun { offset, cells } => {
                 for (cell, address) in (*offset..).zip(cells) {
-                    maps.vip_tasks.set(cell, wide(*address));
+                    maps.vip_tasks.set(cell, wide(*address))?;
                 }
             }
             VipOp::SetRecord(slot, record) => {
                 let VipRecord { key, run, stride } = *record;
                 let run = Cells { offset: run.offset, len: run.len };
-                maps.vips.set(slot.0, Vip { run, key: key_to_abi(key), turn: 0, stride });
+                maps.vips.set(slot.0, Vip { run, key: key_to_abi(key), turn: 0, stride })?;
             }
             VipOp::SetName(key, slot) => {
                 let what = || format!("let the virtual address {key} be known");
@@ -111,11 +113,11 @@ impl Store {
             }
             VipOp::Flip { slot, run, stride } => {
                 // A socket that meets one with the other takes an uneven turn, no more.
-                let old = maps.vips.get(slot.0);
+                let old = maps.vips.get(slot.0)?;
                 let steps = u64::from(old.turn) | u64::from(*stride) << 32;
-                maps.vips.publish(slot.0, offset_of!(Vip, turn), u64::from_le(steps));
+                maps.vips.publish(slot.0, offset_of!(Vip, turn), u64::from_le(steps))?;
                 let word = u64::from(run.offset) | u64::from(run.len) << 32;
-                maps.vips.publish(slot.0, offset_of!(Vip, run), u64::from_le(word));
+                maps.vips.publish(slot.0, offset_of!(Vip, run), u64::from_le(word))?;
             }
             VipOp::SetSpace(space, networks) => {
                 let what = || format!("attach the network namespace with cookie {}", space.0);
@@ -131,7 +133,7 @@ impl Store {
             }
             VipOp::RemoveRecord(slot) => {
                 let network = offset_of!(Vip, key) + offset_of!(Key, network);
-                maps.vips.publish(slot.0, network, 0);
+                maps.vips.publish(slot.0, network, 0)?;
             }
             // A socket's call may still read the cells: they keep what they hold.
             VipOp::FreeRun { .. } => {}

@@ -9,9 +9,9 @@ use std::{
 
 use proptest::prelude::*;
 use weir_mesh::{
-    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Planner, Port, Problem,
-    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
-    TaskState, Timeouts,
+    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Plan, Planner, Port,
+    Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
+    TaskName, TaskState, Timeouts,
     install::{BackendState, Frontend, Via},
 };
 
@@ -202,7 +202,16 @@ impl Story {
                 self.world.restart();
             }
             End::Resync(_) => self.world.planner.resync(self.world.kernel.clone(), self.world.now),
-            End::Dropped(_) => {}
+            End::Dropped(_) => self.go_on(),
+        }
+    }
+
+    /// Nothing is planned on top of a plan that was not applied to its end.
+    fn go_on(&mut self) {
+        let World { planner, local, now, kernel, .. } = &mut self.world;
+        if planner.is_behind() {
+            assert_eq!(planner.plan(&self.snapshot, local, *now), Plan::default());
+            planner.resync(kernel.clone(), *now);
         }
     }
 

@@ -72,7 +72,7 @@ impl World {
             let applied = self.kernel.apply(op);
             assert_eq!(applied, Ok(()), "{op:?} in\n{}\nof {ops:#?}", self.kernel.dump());
             assert_sound(&self.kernel);
-            self.planner.applied(op, self.now);
+            self.planner.applied(self.now);
         }
     }
 
