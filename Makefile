@@ -5,7 +5,7 @@ CHECK ?=
 DEMO_FLAGS = $(if $(CHECK),--check)
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: demo test bench ebpf fmt lint packages
+.PHONY: demo test bench ebpf image fmt lint packages
 
 ## demo: a mesh of three hosts on this machine, left running until Ctrl-C; CHECK=1: asks it itself
 demo: packages
@@ -13,7 +13,8 @@ demo: packages
 	WEIR_BIN=$(TARGET)/release/weir $(TARGET)/release/weir-lab $(DEMO_FLAGS)
 
 ## test: everything: lints, unit tests, packet cases, and the lab
-test: packages
+test:
+	.ci/packages --swarm
 	.ci/test
 
 ## bench: peers side by side in one run; see bench/README.md
@@ -23,6 +24,13 @@ bench: packages
 ## ebpf: rebuild the kernel object that the loader carries
 ebpf: packages
 	ebpf/build.sh
+
+## image: target/image/weir.tar, for docker load; loaded where a Docker daemon answers
+image: packages
+	cargo build --quiet --release -p weir
+	deploy/image.sh $(TARGET)/image/weir.tar weir:latest "$$(cat deploy/image.json)" $(TARGET)/release/weir
+	@ls -l $(TARGET)/image/weir.tar
+	@if docker version >/dev/null 2>&1; then docker load -i $(TARGET)/image/weir.tar; fi
 
 fmt:
 	cargo fmt --all

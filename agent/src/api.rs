@@ -202,6 +202,7 @@ pub struct Failure {
 pub fn status(now: &Observation) -> Status {
     let subsystems = health::subsystems(now);
     let faults = now.source.trouble.iter().flat_map(|trouble| trouble.faults.iter());
+    let faults = faults.chain(now.source.notes.iter());
     let hooks = now.report.attachments.hooks.iter();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -270,7 +271,7 @@ fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
 
 fn task(service: &ServiceName, task: &Task, now: &Observation) -> TaskView {
     let ident = Ident::of_task(service, &task.name, &task.node);
-    let stats = now.stats.backends.get(&ident);
+    let stats = now.stats.backend(&ident);
     TaskView {
         name: task.name.clone(),
         node: task.node.clone(),

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use weir_loader::{Check, Dataplane, Outcome};
 
 use crate::{
-    config::{Config, Overrides},
+    config::{Config, Overrides, SourceConfig},
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -28,8 +28,9 @@ use crate::{
         thread::{Handle, Started},
     },
     snapshots::{self, SnapshotWriter},
-    source::file::FileSource,
+    source::{SourceState, file::FileSource},
     state::StateFile,
+    swarm::{self, LateLink},
 };
 
 /// Where the configuration came from, to read it again.
@@ -51,8 +52,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
 
     // Sources -> snapshots.
     let (reload_source, reload_requests) = mpsc::channel(1);
-    let (source, source_state) = FileSource::new(&config.source, config.timeouts);
-    tokio::spawn(source.run(reload_requests));
+    let (source_state, link) = follow_source(&config, reload_requests);
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
     let (chamber, Wires { held, findings, targets, health }) =
@@ -75,7 +75,8 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     let (opened_in, opened) = watch::channel(false);
     let config = Arc::new(config);
     let judged = Judged { view, health };
-    let observer = Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened);
+    let observer =
+        Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened, link);
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
     let already = opening.await.context("the reconciler's thread ended early")??;
@@ -96,6 +97,21 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     }
     info!("the agent has stopped, forwarding goes on; weir uninstall would end that");
     Ok(())
+}
+
+/// The source of the desired state, and the link to other nodes that it may need.
+fn follow_source(
+    config: &Config,
+    reload: mpsc::Receiver<()>,
+) -> (watch::Receiver<SourceState>, LateLink) {
+    match &config.source {
+        SourceConfig::File(file) => {
+            let (source, state) = FileSource::new(file, config.timeouts);
+            tokio::spawn(source.run(reload));
+            (state, LateLink::default())
+        }
+        SourceConfig::Docker(docker) => swarm::follow(config, docker),
+    }
 }
 
 /// Without what the data plane needs nothing is begun, and everything that is missing is named.
@@ -130,6 +146,8 @@ fn reconciler_settings(config: &Config, metrics: &Metrics) -> reconciler::Settin
         node: config.node.name.clone(),
         intervals: config.reconcile,
         on_port_conflict: config.dataplane.on_port_conflict,
+        // The file is the only source.
+        sees_containers: false,
         listeners: ListenerTable::new(config.node.addresses.clone()),
         programming: metrics.programming.clone(),
     }

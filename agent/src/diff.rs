@@ -90,6 +90,9 @@ fn service_change(old: &Service, new: &Service) -> String {
     } else if old.tasks != new.tasks {
         parts.push("tasks".to_owned());
     }
+    if old.vips != new.vips {
+        parts.push("vips".to_owned());
+    }
     if old.ports != new.ports {
         parts.push("ports".to_owned());
     }
@@ -120,6 +123,7 @@ mod tests {
                 tasks: Vec::new(),
                 timeouts: Timeouts::default(),
                 health: Default::default(),
+                vips: BTreeMap::new(),
             };
             (name, Arc::new(service))
         };

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::observe::Observation;
+use crate::{config::SourceConfig, observe::Observation};
 
 /// How a subsystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,7 +34,10 @@ pub struct Subsystem {
 
 /// All subsystems, in the order in which a change passes them.
 pub fn subsystems(now: &Observation) -> Vec<Subsystem> {
-    vec![source(now), dataplane(now), hooks(now), reconciler(now), mesh(now)]
+    let mut all = vec![source(now)];
+    all.extend(link(now));
+    all.extend([dataplane(now), hooks(now), reconciler(now), mesh(now)]);
+    all
 }
 
 /// The worst of them.
@@ -60,11 +63,13 @@ impl Subsystem {
 
 /// A source in trouble does no harm while there is a last good state.
 fn source(now: &Observation) -> Subsystem {
-    let name = "source file";
-    let path = now.config.source.path.display();
+    let (name, path) = match &now.config.source {
+        SourceConfig::File(file) => ("source file", file.path.display()),
+        SourceConfig::Docker(docker) => ("source docker", docker.socket.display()),
+    };
     match (&now.source.trouble, &now.view.snapshot) {
         (Some(trouble), None) => Subsystem::new(name, Condition::Failed, trouble.summary())
-            .hint("nothing is published by this agent until it has read a good file"),
+            .hint("nothing is published by this agent until its source is good"),
         (Some(trouble), Some(snapshot)) => {
             let kept = if now.view.stale { "the state on disk" } else { "the last good state" };
             let hint = format!("{kept} (generation {}) stays in place", snapshot.generation);
@@ -78,9 +83,56 @@ fn source(now: &Observation) -> Subsystem {
                 snapshot.nodes.len(),
                 snapshot.generation
             );
-            Subsystem::new(name, Condition::Ok, counted)
+            match &*now.source.notes {
+                [] => Subsystem::new(name, Condition::Ok, counted),
+                [first, more @ ..] => {
+                    let more = match more.len() {
+                        0 => String::new(),
+                        more => format!(" (and {more} more: weir status -o json)"),
+                    };
+                    let hint = format!("{first}{more}");
+                    Subsystem::new(name, Condition::Degraded, counted).hint(hint)
+                }
+            }
         }
     }
+}
+
+/// Without the link this node goes on with what it last heard: it is ready all the same.
+fn link(now: &Observation) -> Option<Subsystem> {
+    let name = "cluster link";
+    let status = &now.link.as_ref()?.status;
+    let degraded = |reason: String| Subsystem::new(name, Condition::Degraded, reason);
+    if let Some(trouble) = &status.identity_trouble {
+        return Some(
+            degraded(trouble.clone()).hint("other nodes do not hear of this node's tasks"),
+        );
+    }
+    if let Some(trouble) = status.hub.as_ref().and_then(|hub| hub.trouble.as_ref()) {
+        return Some(degraded(trouble.clone()).hint("other nodes cannot reach this manager"));
+    }
+    let connected = status.managers.values().filter(|peer| peer.connected).count();
+    let silent = status.managers.iter().find(|(_, peer)| !peer.connected);
+    Some(match (silent, status.view.as_str()) {
+        (Some((address, peer)), view) => {
+            let why = peer.trouble.as_deref().unwrap_or("it does not answer");
+            let reason = format!("the agent of the manager at {address} is not reached: {why}");
+            degraded(reason).hint(match view {
+                "nobody" => "the last state that was heard stays in place",
+                _ => "the other managers' agents are heard",
+            })
+        }
+        (None, "nobody") => degraded("no agent on a manager is heard".to_owned()),
+        (None, "own") => {
+            let alive = status.hub.as_ref().map_or(0, |hub| hub.alive);
+            Subsystem::new(name, Condition::Ok, format!("a manager's, {alive} nodes are heard"))
+        }
+        (None, view) => Subsystem::new(
+            name,
+            Condition::Ok,
+            format!("hears the agent on {view}, reports to {connected} managers"),
+        ),
+    })
 }
 
 fn dataplane(now: &Observation) -> Subsystem {

@@ -3,8 +3,16 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    time::Duration,
 };
+
+use tracing::warn;
+
+use crate::source::docker;
+
+/// A start does not wait longer for dockerd.
+const DOCKER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Facts about this host.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +36,36 @@ impl Host {
             interfaces: interfaces(),
             cgroup: cgroup2_mount(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()),
         }
+    }
+
+    /// What Swarm calls this node and where its other nodes reach it, in place of what the host
+    /// says. A dockerd that does not answer now changes nothing: Docker takes the same host name,
+    /// and what was set goes before all.
+    pub fn ask_docker(&mut self, socket: &Path) {
+        let socket = socket.to_owned();
+        // A thread, since the caller may be in a runtime of its own.
+        let asked = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+            runtime.block_on(tokio::time::timeout(DOCKER_PATIENCE, docker::ask(&socket))).ok()
+        });
+        let engine = match asked.join().ok().flatten() {
+            Some(Ok(Ok(engine))) => engine,
+            Some(Ok(Err(no_swarm))) => {
+                return warn!(
+                    problem = no_swarm.problem,
+                    "node.name and node.address are the host's"
+                );
+            }
+            Some(Err(error)) => {
+                return warn!(%error, "dockerd does not say node.name and node.address, they are the host's");
+            }
+            None => {
+                return warn!("dockerd does not answer, node.name and node.address are the host's");
+            }
+        };
+        self.name = Some(engine.hostname).filter(|name| !name.is_empty()).or(self.name.take());
+        self.address = engine.address.or(self.address);
     }
 
     /// The interface that holds an address.

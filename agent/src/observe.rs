@@ -13,10 +13,12 @@ use tokio::{
 
 use crate::{
     config::Config,
+    link::status::{Counters, LinkStatus},
     probes::LocalHealth,
     reconciler::{ReconcileReport, StatsReport, thread::Handle},
     snapshots::View,
     source::SourceState,
+    swarm::LateLink,
 };
 
 /// The mesh as it should be, and how this node's tasks are.
@@ -36,6 +38,7 @@ pub struct Observer {
     stats: Mutex<Arc<StatsReport>>,
     started: Instant,
     opened: watch::Receiver<bool>,
+    link: LateLink,
 }
 
 /// One moment.
@@ -57,6 +60,17 @@ pub struct Observation {
     pub started: Instant,
     /// Whether the data plane is loaded and attached.
     pub opened: bool,
+    /// The cluster link, where there is one.
+    pub link: Option<LinkMoment>,
+}
+
+/// The cluster link at one moment.
+#[derive(Clone, Debug)]
+pub struct LinkMoment {
+    /// How it is.
+    pub status: LinkStatus,
+    /// What it has counted.
+    pub counters: Arc<Counters>,
 }
 
 /// Counters are read from the kernel at most this often, however many ask.
@@ -72,11 +86,12 @@ impl Observer {
         judged: Judged,
         reconciler: Handle,
         opened: watch::Receiver<bool>,
+        link: LateLink,
     ) -> Self {
         let mut long_ago = StatsReport::empty();
         long_ago.read = long_ago.read.checked_sub(FRESH).unwrap_or(long_ago.read);
         let stats = Mutex::new(Arc::new(long_ago));
-        Self { config, source, judged, reconciler, stats, started: Instant::now(), opened }
+        Self { config, source, judged, reconciler, stats, started: Instant::now(), opened, link }
     }
 
     /// This moment, with counters as they were last read.
@@ -120,6 +135,10 @@ impl Observer {
             stats,
             started: self.started,
             opened: *self.opened.borrow(),
+            link: self.link.get().map(|link| LinkMoment {
+                status: link.status(),
+                counters: link.counters().clone(),
+            }),
         }
     }
 }

@@ -221,7 +221,7 @@ mod tests {
     fn desired(nodes: &[&str]) -> Desired {
         let node = |name: &&str| {
             let name = NodeName::new(*name);
-            (name.clone(), Node { name, address: [10, 0, 0, 1].into() })
+            (name.clone(), Node { name, address: [10, 0, 0, 1].into(), spaces: Vec::new() })
         };
         Desired { nodes: nodes.iter().map(node).collect(), services: BTreeMap::new() }
     }
@@ -301,12 +301,14 @@ mod tests {
                 ipv6: None,
                 weight: 1,
                 state: TaskState::Active,
+                networks: Default::default(),
             }],
             timeouts: Default::default(),
             health: Health {
                 check: None,
                 ejection: Some(Ejection { panic: 0, ..Ejection::default() }),
             },
+            vips: Default::default(),
         };
         desired.services.insert(web.name.clone(), Arc::new(web));
         desired

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use weir::{
-    config::{Overrides, Settings},
+    config::{Overrides, Settings, SourceConfig},
     host::Host,
 };
 
@@ -56,11 +56,33 @@ path = "mesh.toml"
     an_unknown_key_gets_a_suggestion: "[node]\n\nadress = \"10.0.0.1\"\n" =>
         ["weir.toml:3: node.adress: unknown key; did you mean \"address\"?"];
 
+    the_link_of_a_cluster_without_swarm_is_fine: r#"
+[link]
+listen = "10.77.0.11:7951"
+peers = ["10.77.0.11", "10.77.0.12:7951", "fd77::13"]
+silence = "500ms"
+ca = "/etc/weir/weir-ca.crt"
+certificate = "/etc/weir/n1.crt"
+key = "/etc/weir/n1.key"
+"# => [];
+
+    a_link_that_cannot_be_is_named:
+        "[link]\npeers = [\"n2\"]\nsilence = \"20ms\"\nkey = \"n1.key\"\n" => [
+            "weir.toml:2: link.peers = \"n2\": not an address and port; write one such as \"10.0.0.11:7951\"",
+            "weir.toml:3: link.silence = \"20ms\": too short; write at least \"200ms\": signs of life come four times in it",
+            "weir.toml:4: link.key = \"n1.key\": a relative path; write an absolute one: it must not depend on where weir starts",
+        ];
+
     a_key_unlike_any_other_gets_the_list: "[tunnel]\nencryption = true\n" =>
         ["weir.toml:2: tunnel.encryption: unknown key; known here: port, device"];
 
-    an_unknown_kind_of_source_is_named: "[source.docker]\nx = 1\n" =>
-        ["weir.toml:1: source.docker: unknown key; known here: file"];
+    an_unknown_kind_of_source_is_named: "[source.etcd]\nx = 1\n" =>
+        ["weir.toml:1: source.etcd: unknown key; known here: docker, file"];
+
+    a_second_source_is_refused:
+        "[source.docker]\nsocket = \"/run/docker.sock\"\n[source.file]\npath = \"/m.toml\"\n" =>
+        ["weir.toml:2: source.docker.socket = \"/run/docker.sock\": a second source beside \
+          source.file.path; leave out source.docker.socket or source.file.path"];
 
     a_wrong_type_is_named: "[tunnel]\nport = \"7950\"\n" =>
         ["weir.toml:2: tunnel.port = \"7950\": a string where a whole number belongs; \
@@ -172,7 +194,8 @@ fn agents_with_pins_of_their_own_have_states_of_their_own() {
 fn a_relative_source_counts_from_the_file_that_names_it() {
     let text = "[source.file]\npath = \"mesh.toml\"\n";
     let config = read(text, &Overrides::default()).resolve(&host()).unwrap();
-    assert_eq!(config.source.path, Path::new("/etc/weir/mesh.toml"));
+    let SourceConfig::File(source) = config.source else { panic!("{:?}", config.source) };
+    assert_eq!(source.path, Path::new("/etc/weir/mesh.toml"));
 }
 
 #[test]

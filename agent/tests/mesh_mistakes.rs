@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weir::source::{Desired, file::parse};
 use weir_mesh::{
-    Balance, Health, Protocol, ServiceName, TargetPort, TaskState, Timeouts,
+    Balance, Health, NetworkId, Protocol, ServiceName, SpaceAt, TargetPort, TaskState, Timeouts,
     health::{Check, CheckKind, Ejection},
 };
 
@@ -155,7 +155,25 @@ mistakes! {
         "[[service]]\nname = \"web\"\n[[service.task]]\nname = \"web.1\"\nnode = \"n1\"\n\
          address = [\"172.18.0.3\", \"172.18.0.4\"]\n") =>
         ["mesh.toml:12: service web: task web.1: address = \"172.18.0.4\": a second IPv4 address; \
-          a task has at most one IPv4 and one IPv6 address"];
+          write at most one IPv4 and one IPv6 address"];
+
+    networks_and_namespaces_are_checked: concat!(
+        "[[node]]\nname = \"n1\"\naddress = \"10.0.0.1\"\nnetworks = \"blue\"\n",
+        "[[node.space]]\npath = \"netns/web\"\nnetworks = [\"a b\"]\n",
+        "[[node.space]]\nnetworks = []\n",
+        "[[service]]\nname = \"web\"\nvip = { blue = \"10.0.9\", green = [] }\n") =>
+        ["mesh.toml:4: node n1: networks = \"blue\": a string where a list belongs; \
+          write a list of names of networks: [\"blue\"]",
+         "mesh.toml:6: node n1: space: path = \"netns/web\": not an absolute path; \
+          write it from the root on: \"/run/netns/web\"",
+         "mesh.toml:7: node n1: space: networks = \"a b\": not the name of a network; \
+          write at most 253 characters without blanks",
+         "mesh.toml:8: node n1: space: \"path\" is missing; \
+          write a file such as path = \"/run/netns/web\"",
+         "mesh.toml:12: service web: vip: blue = \"10.0.9\": not an IP address; \
+          write one such as \"172.18.0.3\" or \"fd18::3\"",
+         "mesh.toml:12: service web: vip: green = []: an empty list; \
+          write one such as \"172.18.0.3\" or \"fd18::3\""];
 
     two_tasks_at_one_address_are_refused: nodes!(
         "[[service]]\nname = \"web\"\n\
@@ -326,4 +344,23 @@ fn ten_thousand_services_are_read() {
 fn ten_thousand_mistakes_are_all_named() {
     let text = ten_thousand_services().replace("node = \"n1\"", "node = \"n9\"");
     assert_eq!(mistakes(&text).len(), 50_000);
+}
+
+#[test]
+fn virtual_addresses_networks_and_namespaces_are_read() {
+    let desired = good(
+        "[[node]]\nname = \"n1\"\naddress = \"10.0.0.1\"\nnetworks = [\"blue\"]\n\
+         [[node.space]]\npath = \"/run/netns/web\"\nnetworks = [\"blue\", \"green\"]\n\
+         [[service]]\nname = \"web\"\nvip = { blue = [\"10.0.9.2\", \"fd00:9::2\"] }\n\
+         [[service.task]]\nname = \"web.1\"\nnode = \"n1\"\naddress = \"172.18.0.3\"\n\
+         networks = { blue = \"10.0.9.11\" }\n",
+    );
+    let (blue, green) = (NetworkId::new("blue"), NetworkId::new("green"));
+    let spaces = &desired.nodes[&weir_mesh::NodeName::new("n1")].spaces;
+    assert_eq!(spaces[0].at, SpaceAt::Host);
+    assert_eq!(spaces[1].at, SpaceAt::File("/run/netns/web".into()));
+    assert_eq!(spaces[1].networks, [blue.clone(), green].into());
+    let web = &desired.services[&ServiceName::new("web")];
+    assert_eq!(web.vips[&blue].len(), 2);
+    assert_eq!(web.tasks[0].networks[&blue], ["10.0.9.11".parse::<std::net::IpAddr>().unwrap()]);
 }

@@ -139,11 +139,11 @@ proptest! {
         let services = first.iter().map(|(name, ports, tasks)| service(*name, *ports, *tasks, 2));
         let mut blocks: Vec<String> = [NODES.to_owned()].into_iter().chain(services).collect();
         let mut reader = Reader::new(Timeouts::default());
-        reader.read("mesh.toml", blocks.concat()).ok();
+        reader.read("mesh.toml", &blocks.concat()).ok();
         for edit in &edits {
             let text = apply(&mut blocks, edit);
             let whole = parse("mesh.toml", &text, Timeouts::default());
-            let again = reader.read("mesh.toml", text.clone());
+            let again = reader.read("mesh.toml", &text);
             prop_assert_eq!(again.as_deref(), whole.as_ref(), "after {:?}:\n{}", edit, text);
         }
     }
@@ -157,7 +157,7 @@ fn mesh(services: &[(u8, u8)]) -> String {
 fn services_that_did_not_change_are_shared_with_what_was_read_before() {
     let mut reader = Reader::new(Timeouts::default());
     let read = |reader: &mut Reader, services: &[(u8, u8)]| {
-        reader.read("mesh.toml", NODES.to_owned() + &mesh(services)).unwrap()
+        reader.read("mesh.toml", &(NODES.to_owned() + &mesh(services))).unwrap()
     };
     let before = read(&mut reader, &[(1, 3), (2, 3), (3, 3), (4, 3)]);
     let after = read(&mut reader, &[(4, 3), (1, 3), (3, 2), (5, 1)]);
@@ -174,9 +174,9 @@ fn services_that_did_not_change_are_shared_with_what_was_read_before() {
 fn services_are_shared_across_a_version_that_was_refused() {
     let mut reader = Reader::new(Timeouts::default());
     let text = NODES.to_owned() + &mesh(&[(1, 3), (2, 3)]);
-    let before = reader.read("mesh.toml", text.clone()).unwrap();
-    assert!(reader.read("mesh.toml", text.replace("node = \"n2\"", "node = \"n9\"")).is_err());
-    let after = reader.read("mesh.toml", format!("# all is well again\n{text}")).unwrap();
+    let before = reader.read("mesh.toml", &text).unwrap();
+    assert!(reader.read("mesh.toml", &text.replace("node = \"n2\"", "node = \"n9\"")).is_err());
+    let after = reader.read("mesh.toml", &format!("# all is well again\n{text}")).unwrap();
     let name = ServiceName::new("s2");
     assert!(Arc::ptr_eq(&before.services[&name], &after.services[&name]));
 }

@@ -5,7 +5,7 @@ use std::{fmt, hash::Hasher};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
-use crate::service::{NodeName, ServiceName, TaskName};
+use crate::service::{NetworkId, NodeName, ServiceName, TaskName};
 
 /// The identity of a service, task or node: a 64-bit keyed hash of its names. It is what the kernel
 /// maps carry in place of names, so that a restarted agent finds its own entries again, and what
@@ -37,6 +37,11 @@ impl Ident {
     /// The identity of a node.
     pub fn of_node(node: &NodeName) -> Self {
         Self::hash(b'n', &[node.as_str()])
+    }
+
+    /// The identity of a network.
+    pub fn of_network(network: &NetworkId) -> Self {
+        Self::hash(b'w', &[network.as_str()])
     }
 
     fn hash(kind: u8, names: &[&str]) -> Self {

@@ -3,10 +3,13 @@
 //! This crate is the pure core of weir: it does no I/O, reads no clock and opens no socket, so that
 //! every decision can be tested by calling a function. Read [`service`] for what a mesh consists
 //! of, [`snapshot`] for the immutable whole that everything else consumes, [`install`] for the
-//! mirror of what the kernel holds, and [`plan`] for how the one becomes the other.
+//! mirror of what the kernel holds, and [`plan`] for how the one becomes the other. [`cluster`] is how
+//! the words of many nodes become one mesh. [`vip`] does for virtual addresses what [`plan`] does for
+//! published ports.
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod cluster;
 pub mod health;
 pub mod ident;
 pub mod install;
@@ -14,13 +17,14 @@ pub mod plan;
 pub mod ports;
 pub mod service;
 pub mod snapshot;
+pub mod vip;
 
 pub use health::Health;
 pub use ident::Ident;
 pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
 pub use service::{
-    Balance, Node, NodeName, Port, Protocol, PublishMode, PublishedPort, Service, ServiceName,
-    TargetPort, Task, TaskName, TaskState, Timeouts,
+    Balance, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort, Service,
+    ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,
 };
 pub use snapshot::{Generation, MeshSnapshot};

@@ -13,8 +13,8 @@ mod build;
 mod changes;
 mod depart;
 mod draft;
-mod extents;
-mod pool;
+pub(crate) mod extents;
+pub(crate) mod pool;
 mod run;
 mod steps;
 mod stock;
@@ -173,9 +173,7 @@ pub enum Problem {
 /// Turns snapshots into operations. One planner belongs to one set of kernel maps.
 #[derive(Clone, Debug)]
 pub struct Planner {
-    /// What the kernel holds, as far as operations were reported applied.
-    installed: Installed,
-    /// What it will hold once the last plan is applied.
+    /// What the kernel holds once the last plan is applied.
     draft: Draft,
     stock: Stock,
     departures: Departures,
@@ -192,8 +190,7 @@ impl Planner {
     pub fn new(installed: Installed, limits: Limits, now: Moment) -> Self {
         Self {
             stock: Stock::new(&installed, limits, now),
-            draft: Draft::new(installed.clone()),
-            installed,
+            draft: Draft::new(installed),
             departures: Departures::default(),
             memory: Memory::default(),
             outstanding: 0,
@@ -214,20 +211,19 @@ impl Planner {
     /// What must change so that the maps serve this snapshot. Once all operations are applied, the
     /// same question has no further answer until time passes.
     ///
-    /// The operations must be applied in order and each reported to [`Self::applied`]. If some were
-    /// not, the next plan starts from what was reported.
+    /// The operations must be applied in order and each reported to [`Self::applied`]. While some
+    /// are not, nothing is planned: see [`Self::is_behind`].
     pub fn plan(&mut self, snapshot: &MeshSnapshot, local: &LocalView, now: Moment) -> Plan {
-        if self.outstanding > 0 {
-            self.resync(self.installed.clone(), now);
+        if self.is_behind() {
+            return Plan::default();
         }
         let plan = Run::new(self, snapshot, local, now).plan();
         self.outstanding = plan.ops.len();
         plan
     }
 
-    /// Takes note that the kernel has applied an operation of the last plan.
-    pub fn applied(&mut self, op: &MapOp, now: Moment) {
-        self.installed.put(op);
+    /// Takes note that the kernel has applied the next operation of the last plan.
+    pub fn applied(&mut self, now: Moment) {
         self.outstanding = self.outstanding.saturating_sub(1);
         if self.outstanding == 0 {
             for freed in self.freed.drain(..) {
@@ -236,9 +232,16 @@ impl Planner {
         }
     }
 
-    /// What the kernel holds, as far as it was reported.
+    /// Whether operations of the last plan were not reported applied. If they will not be, only
+    /// [`Self::resync`] leads on: which of them the kernel holds is best known to the kernel, and a
+    /// second mirror to tell would take as much room as the first.
+    pub fn is_behind(&self) -> bool {
+        self.outstanding > 0
+    }
+
+    /// What the kernel holds, unless [`Self::is_behind`]: then what it was to hold.
     pub fn installed(&self) -> &Installed {
-        &self.installed
+        &self.draft.installed
     }
 }
 

@@ -3,11 +3,12 @@
 //! The words are Docker's and the field's; `docs/glossary.md` defines each once.
 
 use std::{
-    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     num::NonZeroU16,
+    path::PathBuf,
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -46,16 +47,16 @@ macro_rules! name_type {
         }
 
         impl Ord for $name {
-            fn cmp(&self, other: &Self) -> Ordering {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
                 if Arc::ptr_eq(&self.0, &other.0) {
-                    return Ordering::Equal;
+                    return std::cmp::Ordering::Equal;
                 }
                 self.0.cmp(&other.0)
             }
         }
 
         impl PartialOrd for $name {
-            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
                 Some(self.cmp(other))
             }
         }
@@ -86,6 +87,8 @@ macro_rules! name_type {
     };
 }
 
+pub(crate) use name_type;
+
 name_type!(
     /// The name of a node, unique in the mesh.
     NodeName
@@ -97,6 +100,11 @@ name_type!(
 name_type!(
     /// The name of a task, unique within its service.
     TaskName
+);
+
+name_type!(
+    /// A network that containers are attached to: Docker's identity of it, or its name in a file.
+    NetworkId
 );
 
 /// A transport protocol that a port is published for.
@@ -190,6 +198,10 @@ pub struct Task {
     pub weight: u16,
     /// Whether it takes flows.
     pub state: TaskState,
+    /// Its addresses on the networks it is attached to: where what is attached to them, too, reaches
+    /// it without anybody's help.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<NetworkId, Vec<IpAddr>>,
 }
 
 /// How long the data plane remembers a flow that is silent, by what it last saw of it.
@@ -228,6 +240,10 @@ pub struct Service {
     /// How its tasks are judged.
     #[serde(default, skip_serializing_if = "Health::is_default")]
     pub health: Health,
+    /// Its virtual addresses by network: each stands for all tasks that have an address of the same
+    /// family there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vips: BTreeMap<NetworkId, Vec<IpAddr>>,
 }
 
 /// A host that runs a weir agent.
@@ -237,6 +253,30 @@ pub struct Node {
     pub name: NodeName,
     /// The underlay address: where the tunnels of other nodes end, and where they come from.
     pub address: IpAddr,
+    /// What of it is attached to networks, as far as the desired state says so. What a node knows by
+    /// itself of its containers is not here: it concerns nobody else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spaces: Vec<Space>,
+}
+
+/// A network namespace of a node, and the networks it is attached to: its processes reach the virtual
+/// addresses of services there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Space {
+    /// Where it is found.
+    pub at: SpaceAt,
+    /// The networks.
+    pub networks: BTreeSet<NetworkId>,
+}
+
+/// Where a network namespace is found on its node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpaceAt {
+    /// The node's own, in which the agent runs.
+    Host,
+    /// A file that stands for it, such as `/run/netns/web`, or a container's `SandboxKey`.
+    File(PathBuf),
 }
 
 // === impl Protocol ===
@@ -343,6 +383,17 @@ impl PublishMode {
         match self {
             Self::Ingress => "ingress",
             Self::Host => "host",
+        }
+    }
+}
+
+// === impl SpaceAt ===
+
+impl fmt::Display for SpaceAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("the host"),
+            Self::File(path) => path.display().fmt(f),
         }
     }
 }

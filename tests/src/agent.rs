@@ -17,7 +17,8 @@ use crate::process::{self, Process};
 use crate::task::program;
 use crate::wait::eventually;
 
-const HTTP_PORT: u16 = 9950;
+/// The port of an agent's HTTP server: its own default.
+pub(crate) const HTTP_PORT: u16 = 9950;
 const TUNNEL_PORT: i64 = 7950;
 /// Longer than any start, shorter than anybody's patience.
 const START: Duration = Duration::from_secs(15);

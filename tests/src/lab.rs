@@ -32,6 +32,7 @@ pub(crate) struct Options {
     pub(crate) rp_filter: String,
     pub(crate) families: Families,
     default_route: bool,
+    gateway: bool,
     docker_rules: Option<Vec<IngressPort>>,
 }
 
@@ -90,6 +91,12 @@ impl LabBuilder {
         self
     }
 
+    /// Leaves out `gw0`, the bridge for tasks: hosts on which dockerd itself makes its bridges.
+    pub fn no_gateway(mut self) -> Self {
+        self.options.gateway = false;
+        self
+    }
+
     /// Puts Docker's netfilter rules on every host, with these ports in DOCKER-INGRESS.
     pub fn docker_firewall(mut self, published: impl IntoIterator<Item = IngressPort>) -> Self {
         self.options.docker_rules = Some(published.into_iter().collect());
@@ -135,6 +142,7 @@ impl Lab {
             rp_filter: "0".to_owned(),
             families: Families::Both,
             default_route: false,
+            gateway: true,
             docker_rules: None,
         };
         LabBuilder { hosts: 2, clients: 1, options }
@@ -226,6 +234,11 @@ impl Lab {
         if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("\n")) }
     }
 
+    /// Where configuration, sockets and logs are; removed with the lab.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     fn empty(name: &LabName, options: Options) -> Result<Self> {
         // What frees itself comes first: a failure among these leaves nothing.
         let (fabric, bpffs, run_dir) = (Netns::new()?, BpffsLease::take()?, name.run_dir());
@@ -251,7 +264,9 @@ impl Lab {
         let prefixes = plan::host(index);
         let netns = self.join_fabric(&name, &prefixes)?;
         forward(&netns)?;
-        netns.add_bridge(GATEWAY, self.options.gateway_mtu, &plan::gateway())?;
+        if self.options.gateway {
+            netns.add_bridge(GATEWAY, self.options.gateway_mtu, &plan::gateway())?;
+        }
         let rules = self.options.docker_rules.as_ref();
         let rules = rules.map(|published| DockerRules::install(&netns, published)).transpose()?;
         let run_dir = self.run_dir.join(&name);

@@ -39,6 +39,11 @@ impl Traces {
         Ok(Self(traces))
     }
 
+    /// All of them.
+    pub(crate) fn into_set(self) -> BTreeSet<String> {
+        self.0
+    }
+
     /// What is here and was not there. A task that was added since then brings a veth, and an
     /// uplink that came back is one: both are the lab's.
     pub(crate) fn beyond<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a String> {

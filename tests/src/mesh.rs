@@ -25,6 +25,16 @@ pub struct Mesh {
 struct Node {
     name: String,
     address: IpAddr,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<String>,
+    #[serde(rename = "space", skip_serializing_if = "Vec::is_empty")]
+    spaces: Vec<SpaceEntry>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct SpaceEntry {
+    path: PathBuf,
+    networks: Vec<String>,
 }
 
 /// One service: published ports, and tasks.
@@ -47,6 +57,8 @@ struct TaskEntry {
     address: Vec<IpAddr>,
     weight: u32,
     state: State,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    networks: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// What a task may be asked to do.
@@ -95,7 +107,11 @@ impl From<&str> for Publish {
 
 impl Mesh {
     pub(crate) fn new(path: PathBuf, nodes: impl Iterator<Item = (String, IpAddr)>) -> Self {
-        let nodes = nodes.map(|(name, address)| Node { name, address }).collect();
+        let node = |(name, address)| {
+            let (networks, spaces) = (Vec::new(), Vec::new());
+            Node { name, address, networks, spaces }
+        };
+        let nodes = nodes.map(node).collect();
         Self { path, nodes, services: Vec::new() }
     }
 
@@ -117,6 +133,28 @@ impl Mesh {
     /// Removes a node from the list, as when it left the Swarm.
     pub fn remove_node(&mut self, name: &str) {
         self.nodes.retain(|node| node.name != name);
+    }
+
+    /// Attaches a node's own processes to a network.
+    ///
+    /// # Panics
+    /// When there is no such node: a mistake in the test.
+    pub fn attach_node(&mut self, node: &str, network: &str) {
+        self.node(node).networks.push(network.to_owned());
+    }
+
+    /// Attaches a network namespace of a node, named by a file, to networks.
+    ///
+    /// # Panics
+    /// When there is no such node: a mistake in the test.
+    pub fn attach_space(&mut self, node: &str, path: &Path, networks: &[&str]) {
+        let networks = networks.iter().map(|name| (*name).to_owned()).collect();
+        self.node(node).spaces.push(SpaceEntry { path: path.to_owned(), networks });
+    }
+
+    fn node(&mut self, name: &str) -> &mut Node {
+        let found = self.nodes.iter_mut().find(|node| node.name == name);
+        found.unwrap_or_else(|| panic!("the mesh has no node {name}"))
     }
 
     /// The file.
@@ -166,6 +204,26 @@ impl Service {
         self
     }
 
+    /// Gives it virtual addresses on a network.
+    pub fn vip(&mut self, network: &str, addresses: &[IpAddr]) -> &mut Self {
+        let addresses = addresses.iter().map(|address| address.to_string().into());
+        let addresses = toml::Value::Array(addresses.collect());
+        let vips = self.more.entry("vip".to_owned()).or_insert_with(|| toml::Table::new().into());
+        if let Some(vips) = vips.as_table_mut() {
+            vips.insert(network.to_owned(), addresses);
+        }
+        self
+    }
+
+    /// Says at which addresses a task is on a network.
+    ///
+    /// # Panics
+    /// When the service has no such task: a mistake in the test.
+    pub fn on_network(&mut self, task: &str, network: &str, addresses: &[IpAddr]) -> &mut Self {
+        self.entry(task).networks.insert(network.to_owned(), addresses.to_vec());
+        self
+    }
+
     /// Adds a task, active and with weight 1.
     pub fn task(&mut self, task: &Task) -> &mut Self {
         self.task_at(task.name(), task.node(), task.addresses())
@@ -179,6 +237,7 @@ impl Service {
             address: addresses.to_vec(),
             weight: 1,
             state: State::Active,
+            networks: BTreeMap::new(),
         });
         self
     }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
@@ -88,6 +89,11 @@ impl Netns {
     /// The descriptor, for `setns` in a child and for moving interfaces.
     pub fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// A file that stands for the namespace, for as long as this process lives and holds it.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.raw_fd()).into()
     }
 
     fn inside<T>(&self, work: impl FnOnce() -> T) -> T {

@@ -73,7 +73,8 @@ impl World {
         let planner = Planner::new(trial.installed()?, limits, Moment(Duration::ZERO));
         let mut snapshot = MeshSnapshot { generation: Generation(1), ..MeshSnapshot::default() };
         for (name, address) in [("n1", "10.77.0.11"), ("n2", "10.77.0.12"), ("n3", "10.77.0.13")] {
-            let node = Node { name: NodeName::new(name), address: address.parse()? };
+            let node =
+                Node { name: NodeName::new(name), address: address.parse()?, spaces: Vec::new() };
             snapshot.nodes.insert(node.name.clone(), node);
         }
         Ok(Self { trial, planner, snapshot, now: Duration::ZERO, _bpffs: bpffs })
@@ -101,6 +102,7 @@ impl World {
                 .collect(),
             timeouts: Timeouts::default(),
             health: Default::default(),
+            vips: BTreeMap::new(),
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
         self.apply()
@@ -131,7 +133,7 @@ impl World {
         ensure!(plan.problems.is_empty(), "{:?}", plan.problems);
         for op in &plan.ops {
             self.trial.apply(op)?;
-            self.planner.applied(op, now);
+            self.planner.applied(now);
         }
         Ok(())
     }
@@ -223,7 +225,8 @@ impl World {
         let found = backends.find(|(_, record)| record.ident == ident);
         let (index, _) = found.with_context(|| format!("no task {task} here"))?;
         let stats = self.trial.stats()?;
-        let counters = stats.backends.get(index).copied().unwrap_or_default();
+        let counters = stats.backends.iter().find(|(of, _)| of == index);
+        let counters = counters.map(|(_, counters)| *counters).unwrap_or_default();
         Ok((counters.answers.accepted, counters.answers.refused))
     }
 
@@ -257,5 +260,6 @@ fn task(name: &str, node: &str, last: u8, state: TaskState) -> Task {
         ipv6: Some(Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, last.into())),
         weight: 1,
         state,
+        networks: BTreeMap::new(),
     }
 }

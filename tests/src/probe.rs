@@ -39,6 +39,8 @@ pub struct Probe {
     to: String,
     from: Option<SocketAddr>,
     checksum: bool,
+    times: u32,
+    pause: Duration,
 }
 
 /// What was seen.
@@ -65,7 +67,8 @@ pub struct Seen {
 impl Probe {
     /// A probe of `host:port`; a name is resolved where the probe runs.
     pub fn new(how: How, to: impl ToString) -> Self {
-        Self { how, to: to.to_string(), from: None, checksum: true }
+        let (from, checksum) = (None, true);
+        Self { how, to: to.to_string(), from, checksum, times: 1, pause: Duration::ZERO }
     }
 
     /// HTTP over TCP.
@@ -83,6 +86,11 @@ impl Probe {
         Self { from: Some(address), ..self }
     }
 
+    /// Asks so many times over one socket, with pauses.
+    pub fn times(self, times: u32, pause: Duration) -> Self {
+        Self { times, pause, ..self }
+    }
+
     /// Without a UDP checksum.
     pub fn without_checksum(self) -> Self {
         Self { checksum: false, ..self }
@@ -95,6 +103,22 @@ impl Probe {
             Ok(mut talk) => talk.ask(),
             Err(error) => Seen::default().failed(&error, start),
         }
+    }
+
+    /// Asks as often as it is to, over one socket.
+    pub fn ask_all(&self) -> Vec<Seen> {
+        let start = Instant::now();
+        let mut talk = match self.open() {
+            Ok(talk) => talk,
+            Err(error) => return vec![Seen::default().failed(&error, start)],
+        };
+        let ask = |round| {
+            if round > 0 {
+                std::thread::sleep(self.pause);
+            }
+            talk.ask()
+        };
+        (0..self.times).map(ask).collect()
     }
 
     /// Opens the socket on the current thread.

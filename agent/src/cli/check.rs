@@ -9,7 +9,11 @@ use super::{
     ConfigArgs, Failed, Format, OutputArgs,
     table::{Table, mark, print, print_json},
 };
-use crate::{config::Config, health::Condition, source::file};
+use crate::{
+    config::{Config, SourceConfig},
+    health::Condition,
+    source::{docker, file},
+};
 
 /// One line.
 #[derive(Debug, Serialize)]
@@ -99,7 +103,35 @@ fn writable(directory: &Path) -> io::Result<()> {
 }
 
 fn source(config: &Config) -> Line {
-    let path = &config.source.path;
+    match &config.source {
+        SourceConfig::File(file) => file_source(config, &file.path),
+        SourceConfig::Docker(docker) => docker_source(&docker.socket),
+    }
+}
+
+fn docker_source(socket: &Path) -> Line {
+    let name = "source-docker";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let asked = match runtime {
+        Ok(runtime) => runtime.block_on(docker::ask(socket)),
+        Err(error) => return line(name, Condition::Degraded, error.to_string(), ""),
+    };
+    let socket = socket.display();
+    match asked {
+        Ok(Ok(engine)) => {
+            let role = if engine.manager { "manager" } else { "worker" };
+            let found = format!("{socket}: {role} {} of a Swarm", engine.hostname);
+            line(name, Condition::Ok, found, "")
+        }
+        Ok(Err(no_swarm)) => {
+            let found = format!("{socket}: {}", no_swarm.problem);
+            line(name, Condition::Degraded, found, no_swarm.remedy)
+        }
+        Err(error) => line(name, Condition::Degraded, format!("{socket}: {error}"), error.remedy()),
+    }
+}
+
+fn file_source(config: &Config, path: &Path) -> Line {
     let name = "source-file";
     let read = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()));
     let parsed = read.and_then(|text| {

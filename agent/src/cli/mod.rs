@@ -1,5 +1,6 @@
 //! The command line. Exit codes: 0 all is well, 1 degraded, 2 failed.
 
+mod ca;
 mod check;
 mod client;
 mod config_check;
@@ -61,6 +62,9 @@ enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Make certificates for the link between nodes, for clusters without Swarm
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Work with configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -158,6 +162,7 @@ impl Cli {
             Command::Services { name, stats, agent } => show::services(&agent, name, stats),
             Command::Nodes(agent) => show::nodes(&agent),
             Command::Check { config, output } => check::host(&config, &output),
+            Command::Ca(command) => ca::run(command),
             Command::Config(ConfigCommand::Check { file, kind, output }) => {
                 config_check::file(&file, kind, &output)
             }

@@ -4,10 +4,12 @@
 //! config check` does; [`Settings::resolve`] fills in what nobody wrote from what the host says.
 
 mod keys;
+mod link;
 mod read;
 mod resolve;
 
 pub use keys::{KEYS, Key, Kind, Overrides};
+pub use link::{LinkConfig, LinkSettings};
 pub use read::Settings;
 pub(crate) use read::node_address;
 
@@ -27,6 +29,10 @@ use crate::{document::Fault, host::Host};
 pub const DEFAULT_PATH: &str = "/etc/weir/weir.toml";
 /// The admin socket, unless configured.
 pub const DEFAULT_SOCKET: &str = "/run/weir/weir.sock";
+/// The file source's file, unless configured.
+pub const DEFAULT_MESH: &str = "/etc/weir/mesh.toml";
+/// dockerd's socket, unless configured.
+pub const DEFAULT_DOCKER: &str = "/var/run/docker.sock";
 /// Pinned maps and links, unless configured.
 pub const DEFAULT_PIN: &str = "/sys/fs/bpf/weir";
 
@@ -45,8 +51,10 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// The admin socket.
     pub socket: PathBuf,
-    /// The file source.
-    pub source: FileSourceConfig,
+    /// The cluster link.
+    pub link: LinkConfig,
+    /// Where the desired state comes from.
+    pub source: SourceConfig,
     /// Where the last good snapshot is kept.
     pub state: PathBuf,
     /// How often the reconciler looks at what.
@@ -107,6 +115,24 @@ pub enum OnPortConflict {
     MeshWins,
 }
 
+/// Where the desired state comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A file.
+    File(FileSourceConfig),
+    /// The Swarm that this host's dockerd is part of.
+    Docker(DockerSourceConfig),
+}
+
+/// The Docker source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerSourceConfig {
+    /// dockerd's socket.
+    pub socket: PathBuf,
+    /// How often dockerd is asked while nothing changes.
+    pub poll: Duration,
+}
+
 /// The file source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSourceConfig {
@@ -155,7 +181,11 @@ impl Config {
     pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
         let (name, text) = read_file(path)?;
         let settings = Settings::read(&name, &text, overrides)?;
-        settings.resolve(&Host::look())
+        let mut host = Host::look();
+        if let SourceConfig::Docker(docker) = settings.source() {
+            host.ask_docker(&docker.socket);
+        }
+        settings.resolve(&host)
     }
 
     /// What the loader needs.

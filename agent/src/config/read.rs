@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use weir_loader::AttachMode;
 use weir_mesh::Timeouts;
 
-use super::{KEYS, LogFormat, Mode, OnPortConflict, Overrides};
+use super::{KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides};
 use crate::document::{Fault, Findings, Table, Value, parse_piece};
 
 /// What was written, checked key by key; `None` where nothing was written.
@@ -30,8 +30,11 @@ pub struct Settings {
     pub on_port_conflict: Option<OnPortConflict>,
     pub tunnel_port: Option<u16>,
     pub tunnel_device: Option<String>,
+    pub link: LinkSettings,
     pub http: Option<Option<SocketAddr>>,
     pub socket: Option<PathBuf>,
+    pub docker_socket: Option<PathBuf>,
+    pub docker_poll: Option<Duration>,
     pub source_path: Option<PathBuf>,
     pub source_poll: Option<Duration>,
     pub state: Option<PathBuf>,
@@ -88,7 +91,10 @@ fn sections<'t, 'i>(root: Table<'t, 'i>) -> BTreeMap<&'static str, Table<'t, 'i>
             continue;
         }
         let table = table.named("source");
-        table.allow_only(&["file"]);
+        table.allow_only(&["docker", "file"]);
+        if let Some(docker) = table.get("docker").and_then(|value| value.table("[source.docker]")) {
+            sections.insert("source.docker", docker.named("source.docker"));
+        }
         if let Some(file) = table.get("file").and_then(|value| value.table("[source.file]")) {
             sections.insert("source.file", file.named("source.file"));
         }
@@ -128,8 +134,11 @@ impl<'t, 'i> Reader<'t, 'i> {
             on_port_conflict: self.get("dataplane.on_port_conflict").and_then(on_port_conflict),
             tunnel_port: self.get("tunnel.port").and_then(tunnel_port),
             tunnel_device: self.get("tunnel.device").and_then(interface),
+            link: LinkSettings::read(|path| self.get(path)),
             http: self.get("http.listen").and_then(listen),
             socket: self.get("socket.path").and_then(absolute_path),
+            docker_socket: self.docker_socket(),
+            docker_poll: self.duration("source.docker.poll", DAY),
             source_path: self.source_path(directory),
             source_poll: self.duration("source.file.poll", DAY),
             state: self.get("state.path").and_then(absolute_path),
@@ -159,6 +168,16 @@ impl<'t, 'i> Reader<'t, 'i> {
         let value = self.get("source.file.path")?;
         let path = value.string("a path such as \"/etc/weir/mesh.toml\"")?;
         Some(if value.place().is_some() { path.into() } else { directory.join(path) })
+    }
+
+    /// One source at a time.
+    fn docker_socket(&self) -> Option<PathBuf> {
+        let value = self.get("source.docker.socket")?;
+        if self.get("source.file.path").is_some() {
+            let remedy = "leave out source.docker.socket or source.file.path";
+            value.fault("a second source beside source.file.path", remedy);
+        }
+        absolute_path(value)
     }
 
     fn timeouts(&self) -> Timeouts {
@@ -258,7 +277,7 @@ fn on_port_conflict(value: Value<'_, '_>) -> Option<OnPortConflict> {
     ])
 }
 
-fn absolute_path(value: Value<'_, '_>) -> Option<PathBuf> {
+pub(super) fn absolute_path(value: Value<'_, '_>) -> Option<PathBuf> {
     let path = value.string("an absolute path")?;
     if !path.starts_with('/') {
         value.fault(

@@ -9,8 +9,9 @@ use std::{
 use weir_mesh::NodeName;
 
 use super::{
-    Config, DEFAULT_PIN, DEFAULT_SOCKET, DataplaneConfig, FileSourceConfig, Intervals, LogConfig,
-    LogFormat, Mode, NodeConfig, OnPortConflict, Settings,
+    Config, DEFAULT_DOCKER, DEFAULT_MESH, DEFAULT_PIN, DEFAULT_SOCKET, DataplaneConfig,
+    DockerSourceConfig, FileSourceConfig, Intervals, LinkConfig, LogConfig, LogFormat, Mode,
+    NodeConfig, OnPortConflict, Settings, SourceConfig,
 };
 use crate::{
     document::{Fault, Findings},
@@ -23,7 +24,10 @@ impl Settings {
         let findings = Findings::new("", "");
         let node = self.node(host, &findings);
         let dataplane = self.dataplane(host, &findings);
-        let config = node.zip(dataplane).map(|(node, dataplane)| self.config(node, dataplane));
+        let config = node.zip(dataplane).map(|(node, dataplane)| {
+            let link = self.link.resolve(node.address, &findings);
+            self.config(node, dataplane, link)
+        });
         match config {
             Some(config) if findings.is_empty() => Ok(config),
             _ => Err(findings.into_faults()),
@@ -95,19 +99,34 @@ impl Settings {
         self.pin.clone().unwrap_or_else(|| DEFAULT_PIN.into())
     }
 
-    fn config(self, node: NodeConfig, dataplane: DataplaneConfig) -> Config {
+    /// The source that was written; else the one that is there.
+    pub fn source(&self) -> SourceConfig {
+        let written = self.source_path.is_some() || self.source_poll.is_some();
+        let there = Path::new(DEFAULT_DOCKER).exists() && !Path::new(DEFAULT_MESH).exists();
+        if self.docker_socket.is_some() || (!written && (self.docker_poll.is_some() || there)) {
+            return SourceConfig::Docker(DockerSourceConfig {
+                socket: self.docker_socket.clone().unwrap_or_else(|| DEFAULT_DOCKER.into()),
+                poll: self.docker_poll.unwrap_or(Duration::from_secs(2)),
+            });
+        }
+        SourceConfig::File(FileSourceConfig {
+            path: self.source_path.clone().unwrap_or_else(|| DEFAULT_MESH.into()),
+            poll: self.source_poll.unwrap_or(Duration::from_secs(2)),
+        })
+    }
+
+    fn config(self, node: NodeConfig, dataplane: DataplaneConfig, link: LinkConfig) -> Config {
         let seconds = Duration::from_secs;
+        let source = self.source();
         let everywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 9950);
         Config {
             node,
             tunnel_port: self.tunnel_port.unwrap_or(7950),
             tunnel_device: self.tunnel_device.unwrap_or_else(|| DEFAULT_DEVICE.into()),
+            link,
             http: self.http.unwrap_or(Some(everywhere)),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
-            source: FileSourceConfig {
-                path: self.source_path.unwrap_or_else(|| "/etc/weir/mesh.toml".into()),
-                poll: self.source_poll.unwrap_or(seconds(2)),
-            },
+            source,
             state: self.state.unwrap_or_else(|| default_state(&dataplane.pin)),
             dataplane,
             reconcile: Intervals {

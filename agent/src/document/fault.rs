@@ -25,6 +25,8 @@ pub enum Place {
     Variable(String),
     /// What the host said where nothing was set.
     Host,
+    /// Something in the Swarm (`service web`).
+    Swarm(String),
 }
 
 /// One mistake: where, what, and the way out.
@@ -204,6 +206,7 @@ impl fmt::Display for Place {
             Self::Flag(flag) => write!(f, "--{flag}"),
             Self::Variable(variable) => f.write_str(variable),
             Self::Host => f.write_str("this host"),
+            Self::Swarm(about) => f.write_str(about),
         }
     }
 }

@@ -79,6 +79,15 @@ impl<'t, 'i> Table<'t, 'i> {
         Some(Value { findings, value, base, subject, key, place: None })
     }
 
+    /// All keys with their values.
+    pub fn entries(&self) -> impl Iterator<Item = (&'t str, Value<'t, 'i>)> + use<'t, 'i> {
+        let Self { findings, base, subject, entries, .. } = *self;
+        entries.iter().map(move |(key, value)| {
+            let key = key.get_ref().as_ref();
+            (key, Value { findings, value, base, subject, key, place: None })
+        })
+    }
+
     /// The value of a key that must be set.
     pub fn require(&self, key: &'t str, remedy: &str) -> Option<Value<'t, 'i>> {
         let value = self.get(key);

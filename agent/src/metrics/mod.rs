@@ -11,7 +11,10 @@ use prometheus_client::{
 };
 
 use self::scrape::Scrape;
-use crate::observe::Observation;
+use crate::{
+    link::metrics::LinkMetrics,
+    observe::{LinkMoment, Observation},
+};
 
 /// Metrics that live as long as the agent.
 pub struct Metrics {
@@ -53,6 +56,9 @@ impl Metrics {
     /// The text for one scrape.
     pub fn encode(&self, now: Observation) -> Result<String, fmt::Error> {
         let mut moment = Registry::with_prefix("weir");
+        if let Some(LinkMoment { status, counters }) = now.link.clone() {
+            moment.register_collector(Box::new(LinkMetrics { status, counters }));
+        }
         moment.register_collector(Box::new(Scrape::new(now)));
         let mut text = String::new();
         text::encode_registry(&mut text, &self.registry)?;

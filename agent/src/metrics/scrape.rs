@@ -13,7 +13,9 @@ use weir_mesh::{
     install::{BackendState, Frontend},
 };
 
-use crate::{observe::Observation, probes::TaskHealth, reconciler::BackendStats};
+use crate::{
+    config::SourceConfig, observe::Observation, probes::TaskHealth, reconciler::BackendStats,
+};
 
 /// One moment.
 pub(super) struct Scrape {
@@ -79,14 +81,20 @@ impl Scrape {
         let generation = now.report.generation.map_or(0, |generation| generation.0);
         let help = "The newest snapshot that is whole in the data plane";
         out.gauge("snapshot_generation", help, [(vec![], signed(generation))])?;
+        let source = match now.config.source {
+            SourceConfig::File(_) => "file",
+            SourceConfig::Docker(_) => "docker",
+        };
         let confirmed = now.source.confirmed.unwrap_or(now.started).elapsed().as_secs();
         let help = "Since the source last confirmed the desired state";
-        out.gauge("source_age_seconds", help, [(vec![("source", "file")], signed(confirmed))])?;
+        out.gauge("source_age_seconds", help, [(vec![("source", source)], signed(confirmed))])?;
+        let help = "Labels and the like that were not taken as they were written";
+        out.gauge("source_notes", help, [(vec![], now.source.notes.len() as i64)])?;
         let errors = now
             .source
             .errors
             .iter()
-            .map(|(reason, count)| (vec![("source", "file"), ("reason", *reason)], *count));
+            .map(|(reason, count)| (vec![("source", source), ("reason", *reason)], *count));
         out.counter("source_errors", "Readings of the source that were not taken", errors)?;
         let mode = vec![("mode", "ebpf"), ("reason", "the kernel has what it takes")];
         let help = "Which data plane is at work";
@@ -130,8 +138,11 @@ impl Scrape {
 
     fn backends(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         let limit = self.now.config.backend_limit;
-        let rows: Vec<_> = self.all_services().flat_map(|service| self.tasks(service)).collect();
-        let (rows, omitted) = if rows.len() > limit { (vec![], rows.len()) } else { (rows, 0) };
+        let tasks = self.all_services().map(|service| service.tasks.len()).sum();
+        let (rows, omitted): (Vec<_>, usize) = match tasks > limit {
+            true => (vec![], tasks),
+            false => (self.all_services().flat_map(|service| self.tasks(service)).collect(), 0),
+        };
         let help = "Tasks without metrics of their own: more than metrics.backend_limit";
         out.gauge("backends_omitted", help, [(vec![], omitted as i64)])?;
         let up = |row: &TaskRow<'_>| row.is(BackendState::Active);
@@ -194,7 +205,7 @@ impl Scrape {
                 task: task.name.as_str(),
                 node: task.node.as_str(),
                 weight: task.weight,
-                stats: self.now.stats.backends.get(&ident).copied(),
+                stats: self.now.stats.backend(&ident).copied(),
             }
         })
     }

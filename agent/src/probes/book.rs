@@ -202,6 +202,8 @@ impl Book {
                     Entry::new(ident, task, held, service, now)
                 }
             };
+            // On internal networks alone its node does not reach it; nobody could ask it.
+            let checked = checked && task.addresses().next().is_some();
             entry.fit(checked, service.health.ejection.is_some());
             self.names.insert(ident, (service.name.clone(), task.name.clone()));
             entries.insert(task.name.clone(), entry);

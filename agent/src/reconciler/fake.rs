@@ -4,15 +4,17 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
-use weir_loader::{Answers, Attachments, Counters, Error, FlowCensus, Stats};
+use weir_loader::{Answers, Attachments, Counters, Error, FlowCensus, NetnsCookies, Stats};
 use weir_mesh::{
     Balance, Generation, Installed, Limits, MapOp, MeshSnapshot, Node, NodeName, Port, Protocol,
     PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState,
     Timeouts,
     install::{BackendIndex, Frontend, Via},
+    vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
 };
 
 use super::Kernel;
@@ -27,6 +29,9 @@ pub(crate) struct Fake(pub(crate) Rc<RefCell<Maps>>);
 #[derive(Default)]
 pub(crate) struct Maps {
     pub(crate) installed: Installed,
+    pub(crate) vips: InstalledVips,
+    /// Network namespaces by file.
+    pub(crate) spaces: BTreeMap<PathBuf, SpaceCookie>,
     pub(crate) applied: usize,
     /// Refuse operations once this many were applied.
     pub(crate) refuse_after: Option<usize>,
@@ -55,6 +60,33 @@ impl Kernel for Fake {
         maps.installed.apply(op).expect("no prefix of a plan leaves anything dangling");
         maps.applied += 1;
         Ok(())
+    }
+
+    fn vip_limits(&self) -> VipLimits {
+        VipLimits { vips: 64, cells: 256, spaces: 16, networks: 8 }
+    }
+
+    fn installed_vips(&self) -> Result<InstalledVips, Error> {
+        Ok(self.0.borrow().vips.clone())
+    }
+
+    fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error> {
+        let mut maps = self.0.borrow_mut();
+        if maps.refuse_after.is_some_and(|after| maps.applied >= after) {
+            return Err(refusal("write to the map"));
+        }
+        maps.vips.apply(op).expect("no prefix of a plan leaves anything dangling");
+        maps.applied += 1;
+        Ok(())
+    }
+
+    fn own_space(&self) -> Result<SpaceCookie, Error> {
+        Ok(SpaceCookie(1))
+    }
+
+    fn space_at(&self, path: &Path, _: &mut NetnsCookies) -> Result<SpaceCookie, Error> {
+        let known = self.0.borrow().spaces.get(path).copied();
+        known.ok_or_else(|| refusal("look at the network namespace"))
     }
 
     fn sync_interfaces(
@@ -100,7 +132,7 @@ impl Kernel for Fake {
 pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
     let node = |name: &str, last: u8| {
         let name = NodeName::new(name);
-        (name.clone(), Node { name, address: [10, 0, 0, last].into() })
+        (name.clone(), Node { name, address: [10, 0, 0, last].into(), spaces: Vec::new() })
     };
     let task = |service: &str, node: &str, last: u8| Task {
         name: TaskName::new(format!("{service}.{last}")),
@@ -109,6 +141,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
         ipv6: None,
         weight: 1,
         state: TaskState::Active,
+        networks: BTreeMap::new(),
     };
     let service = |&(name, port): &(&str, u16)| {
         let service = Service {
@@ -123,6 +156,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
             tasks: vec![task(name, "n1", 3), task(name, "n2", 4)],
             timeouts: Timeouts::default(),
             health: Default::default(),
+            vips: BTreeMap::new(),
         };
         (service.name.clone(), service.into())
     };

@@ -3,12 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::Path,
 };
 
-use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, Stats};
+use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, NetnsCookies, Stats};
 use weir_mesh::{
     Installed, Limits, MapOp,
     install::{BackendIndex, Via},
+    vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
 };
 
 /// A data plane that a [`super::Reconciler`] can drive: the kernel's, or one in memory in tests.
@@ -19,6 +21,18 @@ pub trait Kernel {
     fn installed(&self) -> Result<Installed, Error>;
     /// Applies one operation; an error leaves the maps as they were.
     fn apply(&mut self, op: &MapOp) -> Result<(), Error>;
+    /// The sizes of the maps of virtual addresses.
+    fn vip_limits(&self) -> VipLimits;
+    /// What these maps hold now.
+    fn installed_vips(&self) -> Result<InstalledVips, Error>;
+    /// Applies one operation on virtual addresses; an error leaves the maps as they were.
+    fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error>;
+    /// The network namespace of the host.
+    fn own_space(&self) -> Result<SpaceCookie, Error>;
+    /// The network namespace that a file stands for; `cookies` are those that are known.
+    fn space_at(&self, path: &Path, cookies: &mut NetnsCookies) -> Result<SpaceCookie, Error> {
+        cookies.cookie_of(path)
+    }
     /// Follows the host's interfaces; answers how each of `tasks` is reached.
     fn sync_interfaces(&mut self, tasks: &BTreeSet<IpAddr>)
     -> Result<BTreeMap<IpAddr, Via>, Error>;
@@ -49,6 +63,22 @@ impl Kernel for Dataplane {
 
     fn apply(&mut self, op: &MapOp) -> Result<(), Error> {
         Self::apply(self, op)
+    }
+
+    fn vip_limits(&self) -> VipLimits {
+        Self::vip_limits(self)
+    }
+
+    fn installed_vips(&self) -> Result<InstalledVips, Error> {
+        Self::installed_vips(self)
+    }
+
+    fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error> {
+        Self::apply_vip(self, op)
+    }
+
+    fn own_space(&self) -> Result<SpaceCookie, Error> {
+        Self::own_space(self)
     }
 
     fn sync_interfaces(

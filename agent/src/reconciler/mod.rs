@@ -16,6 +16,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 pub mod thread;
+mod vips;
 
 use needs::{asks_anew, local_tasks, wanted_ports};
 
@@ -30,9 +31,10 @@ use std::{
 
 use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, error, info, warn};
+use vips::Vips;
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    Ident, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem,
+    Ident, Installed, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, Space,
     install::{BackendGeneration, BackendIndex, BackendRecord, BackendState, Frontend, Via},
 };
 
@@ -52,6 +54,8 @@ pub struct Settings {
     pub intervals: Intervals,
     /// Who keeps a port that a process listens on.
     pub on_port_conflict: OnPortConflict,
+    /// Whether a source sees this node's containers and will say so by [`Reconciler::see_spaces`].
+    pub sees_containers: bool,
     /// Where listeners are looked up.
     pub listeners: ListenerTable,
     /// Takes the time from a change being noticed to the kernel holding it, in seconds.
@@ -63,6 +67,7 @@ pub struct Reconciler<K> {
     kernel: K,
     settings: Settings,
     planner: Planner,
+    vips: Vips,
     epoch: Instant,
     view: Option<View>,
     local: LocalView,
@@ -93,6 +98,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Takes over what the kernel holds.
     pub fn new(kernel: K, settings: Settings, now: Instant) -> Result<Self, Error> {
         let planner = Planner::new(kernel.installed()?, kernel.limits(), Moment::default());
+        let vips = Vips::new(&kernel, settings.sees_containers, Moment::default())?;
         let Settings { node, intervals, .. } = settings.clone();
         let due = Due {
             plan: None,
@@ -105,6 +111,7 @@ impl<K: Kernel> Reconciler<K> {
             kernel,
             settings,
             planner,
+            vips,
             epoch: now,
             view: None,
             local,
@@ -134,6 +141,14 @@ impl<K: Kernel> Reconciler<K> {
             self.due.host = now;
         }
         self.due.plan = Some(now);
+        self.look_at_spaces(now);
+    }
+
+    /// What a source sees of this node's own containers: their network namespaces, and the networks
+    /// that these are attached to. Always all of them.
+    pub fn see_spaces(&mut self, spaces: Vec<Space>, now: Instant) {
+        self.vips.see(spaces);
+        self.look_at_spaces(now);
     }
 
     /// When [`Self::work`] is next needed.
@@ -199,7 +214,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// The text form of what the kernel holds.
     pub fn dump(&self) -> Result<String, Error> {
-        Ok(self.kernel.installed()?.dump())
+        Ok(self.kernel.installed()?.dump() + &self.kernel.installed_vips()?.dump())
     }
 
     fn snapshot(&self) -> Option<Arc<MeshSnapshot>> {
@@ -234,6 +249,16 @@ impl<K: Kernel> Reconciler<K> {
             self.due.plan = Some(now);
             debug!("the host changed");
         }
+        self.look_at_spaces(now);
+    }
+
+    /// Network namespaces of this node; what changed there changes the plan.
+    fn look_at_spaces(&mut self, now: Instant) {
+        let snapshot = self.snapshot();
+        if self.vips.look(&self.kernel, snapshot.as_deref(), &self.settings.node) {
+            self.due.plan = Some(now);
+            debug!("the network namespaces of this node changed");
+        }
     }
 
     /// Who holds ports that this node should serve and does not serve yet.
@@ -255,46 +280,64 @@ impl<K: Kernel> Reconciler<K> {
         let started = Instant::now();
         match self.kernel.installed() {
             Ok(installed) if installed == *self.planner.installed() => {}
+            Ok(installed) if self.planner.is_behind() => self.begin_anew(installed, now),
             Ok(installed) => {
-                self.report.drift += 1;
-                let differences = differences(&self.planner.installed().dump(), &installed.dump());
-                warn!(differences, "the kernel's maps are not what was written, repairing");
-                self.planner.resync(installed, self.moment(now));
-                self.own = None;
-                self.note_installed();
-                self.due.plan = Some(now);
+                let (expected, found) = (self.planner.installed().dump(), installed.dump());
+                self.begin_anew(installed, now);
+                self.note_drift(&expected, &found, now);
             }
+            Err(failure) => self.fail(&failure, now),
+        }
+        let expected = self.vips.dump();
+        match self.vips.audit(&self.kernel, self.moment(now)) {
+            Ok(None) => {}
+            Ok(Some(found)) => self.note_drift(&expected, &found, now),
             Err(failure) => self.fail(&failure, now),
         }
         let took = started.elapsed();
         self.due.audit = now + took + self.settings.intervals.audit.max(took * AUDIT_SHARE);
     }
 
+    fn note_drift(&mut self, expected: &str, found: &str, now: Instant) {
+        self.report.drift += 1;
+        let differences = differences(expected, found);
+        warn!(differences, "the kernel's maps are not what was written, repairing");
+        self.due.plan = Some(now);
+    }
+
     /// Plans and applies.
     fn pass(&mut self, now: Instant) {
         self.due.plan = None;
         let Some(snapshot) = self.snapshot() else { return };
+        if self.planner.is_behind() {
+            match self.kernel.installed() {
+                Ok(installed) => self.begin_anew(installed, now),
+                Err(failure) => return self.put_off(&failure, now),
+            }
+        }
         let started = Instant::now();
         let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
         let of_backend = |op: &MapOp| matches!(op, MapOp::SetBackend(..) | MapOp::RemoveBackend(_));
         if plan.ops.iter().any(of_backend) {
             self.own = None;
         }
+        let applied = self.apply(&plan.ops).and_then(|()| {
+            let epoch = self.epoch;
+            let moment = || Moment(Instant::now().saturating_duration_since(epoch));
+            self.vips.pass(&mut self.kernel, &snapshot, moment)
+        });
         self.note_problems(&plan.problems, &snapshot);
-        self.due.plan = plan.wake.map(|wake| self.epoch + wake.0);
-        if let Err(failure) = self.apply(&plan.ops) {
-            self.recover(&failure, now);
-            return;
-        }
+        let wake = plan.wake.into_iter().chain(self.vips.wake()).min();
+        self.due.plan = wake.map(|wake| self.epoch + wake.0);
+        let operations = match applied {
+            Ok(of_vips) => plan.ops.len() + of_vips,
+            Err(failure) => return self.recover(&failure, now),
+        };
         self.backoff = FIRST_BACKOFF;
         if self.report.failed.take().is_some() {
             info!(generation = %snapshot.generation, "the kernel takes changes again");
         }
-        let of_port = |op: &MapOp| matches!(op, MapOp::Publish(..) | MapOp::Withdraw(_));
-        if plan.ops.iter().any(of_port) {
-            self.note_installed();
-        }
-        let operations = plan.ops.len();
+        self.note_ports(&plan.ops);
         // Of a first plan they are tens of megabytes.
         drop(plan.ops);
         self.settle(&snapshot, operations, started);
@@ -304,7 +347,7 @@ impl<K: Kernel> Reconciler<K> {
         for op in ops {
             self.kernel.apply(op).inspect_err(|_| debug!(?op, "the operation that failed"))?;
             let moment = self.moment(Instant::now());
-            self.planner.applied(op, moment);
+            self.planner.applied(moment);
         }
         Ok(())
     }
@@ -339,13 +382,30 @@ impl<K: Kernel> Reconciler<K> {
     fn recover(&mut self, failure: &Error, now: Instant) {
         self.fail(failure, now);
         match self.kernel.installed() {
-            Ok(installed) => self.planner.resync(installed, self.moment(now)),
+            Ok(installed) => self.begin_anew(installed, now),
             Err(failure) => self.fail(&failure, now),
         }
-        self.own = None;
-        self.note_installed();
+        if let Err(failure) = self.vips.audit(&self.kernel, self.moment(now)) {
+            self.fail(&failure, now);
+        }
+        self.back_off(now);
+    }
+
+    /// Nothing can be planned as long as the kernel does not tell what it holds.
+    fn put_off(&mut self, failure: &Error, now: Instant) {
+        self.fail(failure, now);
+        self.back_off(now);
+    }
+
+    fn back_off(&mut self, now: Instant) {
         self.due.plan = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+    }
+
+    fn begin_anew(&mut self, installed: Installed, now: Instant) {
+        self.planner.resync(installed, self.moment(now));
+        self.own = None;
+        self.note_installed();
     }
 
     fn fail(&mut self, failure: &Error, now: Instant) {
@@ -365,6 +425,23 @@ impl<K: Kernel> Reconciler<K> {
         self.report.ports = Arc::new(ports.copied().collect());
     }
 
+    /// The same after these operations: going through all ports would take longer than all the rest
+    /// of a small change.
+    fn note_ports(&mut self, ops: &[MapOp]) {
+        let of_port = |op: &MapOp| match op {
+            MapOp::Publish(frontend, _) | MapOp::Withdraw(frontend) => Some(*frontend),
+            _ => None,
+        };
+        let installed = self.planner.installed();
+        for frontend in ops.iter().filter_map(of_port) {
+            let is_served = installed.serves(frontend);
+            if self.report.ports.contains(&frontend) != is_served {
+                let ports = Arc::make_mut(&mut self.report.ports);
+                let _ = if is_served { ports.insert(frontend) } else { ports.remove(&frontend) };
+            }
+        }
+    }
+
     fn note_attachments(&mut self) {
         let new = self.kernel.attachments();
         let old = &self.report.attachments;
@@ -382,6 +459,7 @@ impl<K: Kernel> Reconciler<K> {
 
     fn note_problems(&mut self, problems: &[Problem], snapshot: &MeshSnapshot) {
         let mut texts: Vec<_> = problems.iter().map(|problem| self.explain(problem)).collect();
+        texts.extend(self.vips.problems());
         let node = &self.settings.node;
         if !snapshot.nodes.is_empty() && !snapshot.nodes.contains_key(node) {
             texts.push(format!(

@@ -52,8 +52,8 @@ pub struct StatsReport {
     pub read: Instant,
     /// By published port.
     pub frontends: BTreeMap<Frontend, Counters>,
-    /// By task.
-    pub backends: BTreeMap<Ident, BackendStats>,
+    /// By task, in order. There may be 100,000, for which a tree takes half as much room again.
+    backends: Vec<(Ident, BackendStats)>,
     /// By drop reason.
     pub drops: BTreeMap<&'static str, u64>,
     /// Entries and capacity by map name.
@@ -98,7 +98,7 @@ impl StatsReport {
         Self {
             read: Instant::now(),
             frontends: BTreeMap::new(),
-            backends: BTreeMap::new(),
+            backends: Vec::new(),
             drops: BTreeMap::new(),
             maps: BTreeMap::new(),
             forward_flows: 0,
@@ -115,13 +115,22 @@ impl StatsReport {
         expired: u64,
         installed: &Installed,
     ) -> Self {
-        let mut backends = BTreeMap::<Ident, BackendStats>::new();
+        let mut backends = Vec::with_capacity(installed.backends.len());
         for (index, record) in &installed.backends {
-            let counters = stats.backends.get(index).copied().unwrap_or_default();
+            let counted = stats.backends.binary_search_by_key(index, |(index, _)| *index);
+            let counters = counted.map_or_else(|_| Counters::default(), |at| stats.backends[at].1);
             let active = census.active.get(index).copied().unwrap_or_default();
             let fresh = BackendStats { state: record.state, via: record.via, counters, active };
-            backends.entry(record.ident).and_modify(|known| known.merge(&fresh)).or_insert(fresh);
+            backends.push((record.ident, fresh));
         }
+        backends.sort_unstable_by_key(|(ident, _)| *ident);
+        backends.dedup_by(|(next, fresh), (ident, known)| {
+            let same = next == ident;
+            if same {
+                known.merge(fresh);
+            }
+            same
+        });
         Self {
             read: Instant::now(),
             frontends: stats.frontends,
@@ -132,6 +141,14 @@ impl StatsReport {
             reverse_flows: census.reverse,
             expired_flows: expired,
         }
+    }
+}
+
+impl StatsReport {
+    /// What is counted of a task, if it is in the kernel.
+    pub fn backend(&self, task: &Ident) -> Option<&BackendStats> {
+        let found = self.backends.binary_search_by_key(task, |(ident, _)| *ident);
+        found.ok().map(|at| &self.backends[at].1)
     }
 }
 

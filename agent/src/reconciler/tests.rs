@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use prometheus_client::metrics::histogram::Histogram;
-use weir_mesh::{Generation, Ident, ServiceName, TaskName};
+use weir_mesh::{Generation, Ident, NetworkId, ServiceName, SpaceAt, TaskName, vip::SpaceCookie};
 
 use super::{
     fake::{Fake, PEER, frontend, mesh},
@@ -23,6 +23,10 @@ impl Bench {
     }
 
     fn over(maps: Fake, on_port_conflict: OnPortConflict) -> Self {
+        Self::with(maps, on_port_conflict, false)
+    }
+
+    fn with(maps: Fake, on_port_conflict: OnPortConflict, sees_containers: bool) -> Self {
         let now = Instant::now();
         let intervals = Intervals {
             host: Duration::from_secs(2),
@@ -34,6 +38,7 @@ impl Bench {
             node: NodeName::new("n1"),
             intervals,
             on_port_conflict,
+            sees_containers,
             listeners: ListenerTable::new(Vec::new()),
             programming: Histogram::new([1.0]),
         };
@@ -248,9 +253,81 @@ fn counters_are_found_by_the_name_of_the_task() {
     let stats = bench.reconciler.stats().unwrap();
     let ident =
         Ident::of_task(&ServiceName::new("web"), &TaskName::new("web.3"), &NodeName::new("n1"));
-    let task = stats.backends[&ident];
+    let task = stats.backend(&ident).unwrap();
     assert_eq!((task.counters.connections, task.active, task.via), (7, 3, PEER));
     assert_eq!((stats.forward_flows, stats.expired_flows), (5, 2));
+}
+
+/// `web` with a virtual address on `blue`, which the files are attached to on n1.
+fn with_vip(generation: u64, files: &[&str]) -> MeshSnapshot {
+    let mut snapshot = mesh(generation, &[("web", 8080)]);
+    let blue = NetworkId::new("blue");
+    let mut services = snapshot.services.into_values();
+    let mut web = (*services.next().unwrap()).clone();
+    web.vips.insert(blue.clone(), vec!["10.0.9.2".parse().unwrap()]);
+    for (task, last) in web.tasks.iter_mut().zip(11_u8..) {
+        task.networks.insert(blue.clone(), vec![[10, 0, 9, last].into()]);
+    }
+    let space =
+        |path: &&str| Space { at: SpaceAt::File(path.into()), networks: [blue.clone()].into() };
+    let node = snapshot.nodes.get_mut(&NodeName::new("n1")).unwrap();
+    node.spaces = files.iter().map(space).collect();
+    snapshot.services = [(web.name.clone(), web.into())].into();
+    snapshot
+}
+
+fn vips(bench: &Bench) -> String {
+    bench.maps.0.borrow().vips.dump()
+}
+
+#[test]
+fn virtual_addresses_follow_the_snapshot_and_the_namespaces_that_are_found() {
+    let mut bench = Bench::new();
+    bench.maps.0.borrow_mut().spaces.insert("/run/netns/a".into(), SpaceCookie(7));
+    bench.take(with_vip(1, &["/run/netns/a", "/run/netns/b"]));
+    assert!(vips(&bench).contains("RUN 0+2 10.0.9.11 10.0.9.12"), "{}", vips(&bench));
+    assert!(vips(&bench).starts_with("SPACE 7 "), "{}", vips(&bench));
+    assert!(bench.report().problems[0].starts_with("look at the network namespace"));
+    bench.maps.0.borrow_mut().spaces.insert("/run/netns/b".into(), SpaceCookie(8));
+    bench.pass_time(Duration::from_secs(2));
+    assert!(vips(&bench).contains("SPACE 8 ") && bench.report().problems.is_empty());
+    bench.take(with_vip(2, &[]));
+    assert_eq!(vips(&bench), "");
+}
+
+#[test]
+fn namespaces_stay_until_the_source_that_sees_containers_has_spoken() {
+    let maps = Fake::default();
+    maps.0.borrow_mut().spaces.insert("/run/netns/a".into(), SpaceCookie(7));
+    let mut bench = Bench::over(maps.clone(), OnPortConflict::ListenerWins);
+    bench.take(with_vip(1, &["/run/netns/a"]));
+    let before = vips(&bench);
+    let mut bench = Bench::with(maps, OnPortConflict::ListenerWins, true);
+    bench.take(with_vip(2, &[]));
+    bench.pass_time(Duration::from_secs(2));
+    assert_eq!(vips(&bench), before);
+    bench.reconciler.see_spaces(Vec::new(), bench.now);
+    bench.pass_time(Duration::ZERO);
+    assert_eq!(vips(&bench), "");
+}
+
+#[test]
+fn a_refused_change_and_damage_of_virtual_addresses_are_put_right() {
+    let mut bench = Bench::new();
+    bench.maps.0.borrow_mut().spaces.insert("/run/netns/a".into(), SpaceCookie(7));
+    bench.take(mesh(1, &[("web", 8080)]));
+    let applied = bench.maps.0.borrow().applied;
+    bench.maps.0.borrow_mut().refuse_after = Some(applied + 2);
+    bench.take(with_vip(2, &["/run/netns/a"]));
+    assert!(bench.report().failed.is_some());
+    bench.maps.0.borrow_mut().refuse_after = None;
+    bench.pass_time(Duration::from_secs(1));
+    assert_eq!(bench.report().failed, None);
+    let whole = vips(&bench);
+    assert!(whole.contains("10.0.9.11 10.0.9.12"), "{whole}");
+    bench.maps.0.borrow_mut().vips.spaces.clear();
+    bench.pass_time(Duration::from_secs(11));
+    assert_eq!((vips(&bench), bench.report().drift), (whole, 1));
 }
 
 #[test]

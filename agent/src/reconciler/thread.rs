@@ -9,12 +9,14 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 use weir_loader::{Dataplane, Error, Options};
+use weir_mesh::Space;
 
 use super::{Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers};
 use crate::{probes::Held, snapshots::View};
 
 enum Message {
     View(View),
+    Spaces(Vec<Space>),
     Stats(oneshot::Sender<Result<StatsReport, Error>>),
     Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
@@ -99,6 +101,7 @@ fn run<K: Kernel>(
         };
         while let Some(message) = next {
             match message {
+                Message::Spaces(spaces) => reconciler.see_spaces(spaces, Instant::now()),
                 Message::View(view) => reconciler.take(view, Instant::now()),
                 // Whoever asked may have gone meanwhile.
                 Message::Stats(answer) => drop(answer.send(reconciler.stats())),
@@ -128,6 +131,14 @@ impl Handle {
                 return;
             }
         }
+    }
+
+    /// Hands on what a source sees of this node's own containers: their network namespaces, and the
+    /// networks these are attached to. Always all of them; until the first word those that the kernel
+    /// knows stay.
+    pub fn see_spaces(&self, spaces: Vec<Space>) {
+        // A reconciler that has ended is noticed elsewhere.
+        self.messages.send(Message::Spaces(spaces)).ok();
     }
 
     /// Counters of now.

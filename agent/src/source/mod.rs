@@ -1,6 +1,7 @@
 //! Where the desired state comes from. A source publishes what it last read and keeps the last
 //! good state when it reads nonsense.
 
+pub mod docker;
 pub mod file;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -29,6 +30,8 @@ pub struct SourceState {
     pub noticed: Instant,
     /// Why the last reading was not taken.
     pub trouble: Option<Trouble>,
+    /// What was taken otherwise than it was asked for.
+    pub notes: Arc<[Fault]>,
     /// Readings so far; 0: the source has not spoken yet.
     pub readings: u64,
     /// Readings that were not taken, by reason.
@@ -54,6 +57,7 @@ impl SourceState {
             confirmed: None,
             noticed: Instant::now(),
             trouble: None,
+            notes: Arc::default(),
             readings: 0,
             errors: BTreeMap::new(),
         }

@@ -39,6 +39,7 @@ fn measure(lab: &Lab) -> Result<()> {
     let agent = lab.agent("n1")?;
     agent.wait_ready()?;
     println!("agent with nothing: {:.0} MB", memory(&agent)?);
+    shares(&agent)?;
 
     let whole = mesh(SERVICES, None);
     println!("mesh.toml: {SERVICES} services x {TASKS} tasks, {} bytes", whole.len());
@@ -46,9 +47,11 @@ fn measure(lab: &Lab) -> Result<()> {
     goal("from the file to the kernel, s", Spread::of(vec![install.seen.as_secs_f64()]), 2.0, 2);
     println!("  of it in the reconciler: {} ms", install.reconciler);
     goal("memory after it, MB", Spread::of(vec![memory(&agent)?]), 100.0, 0);
+    shares(&agent)?;
 
     changes(&agent, &lab.mesh_file())?;
     goal("memory at the end, MB", Spread::of(vec![memory(&agent)?]), 100.0, 0);
+    shares(&agent)?;
     println!("  highest so far: {:.0} MB", status_megabytes(&agent, "VmHWM:")?);
     restart(&agent)
 }
@@ -56,16 +59,19 @@ fn measure(lab: &Lab) -> Result<()> {
 fn changes(agent: &Agent, path: &Path) -> Result<()> {
     let (mut seen, mut reconciler) = (Vec::new(), Vec::new());
     let before = scrape(agent)?;
+    let worked = processor_milliseconds(agent)?;
     for number in 0..CHANGES {
         let change = after_change(agent, path, &mesh(SERVICES, Some(number)))?;
         seen.push(change.seen.as_secs_f64() * 1000.0);
         reconciler.push(change.reconciler);
     }
+    let worked = (processor_milliseconds(agent)? - worked) / CHANGES as f64;
     let after = scrape(agent)?;
     let programming = (after.programming - before.programming) * 1000.0 / CHANGES as f64;
     goal("one change, file replaced to kernel, ms", Spread::of(seen), 20.0, 0);
     println!("  from being noticed (programming_duration), mean: {programming:.1} ms");
     println!("  of it in the reconciler, ms: {:.0}", Spread::of(reconciler));
+    println!("  processor time of the agent, mean: {worked:.0} ms");
     println!("a scrape of /metrics: {:.2} s, {} bytes", after.took.as_secs_f64(), after.bytes);
     Ok(())
 }
@@ -145,6 +151,24 @@ fn scrape(agent: &Agent) -> Result<Scraped> {
 
 fn memory(agent: &Agent) -> Result<f64> {
     status_megabytes(agent, "VmRSS:")
+}
+
+/// What the agent has worked, whoever else had the processors; counted in hundredths of a second.
+fn processor_milliseconds(agent: &Agent) -> Result<f64> {
+    let pid = agent.pid().context("the agent has ended")?;
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = text.rsplit(')').next().context("no name")?;
+    let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? * 10.0)
+}
+
+/// What the memory is: the agent's own, and what it has mapped of its program and of the kernel's
+/// arrays, whose pages are there whether or not it maps them.
+fn shares(agent: &Agent) -> Result<()> {
+    let own = status_megabytes(agent, "RssAnon:")?;
+    let mapped = status_megabytes(agent, "RssFile:")? + status_megabytes(agent, "RssShmem:")?;
+    println!("  its own: {own:.0} MB, program and kernel arrays mapped: {mapped:.0} MB");
+    Ok(())
 }
 
 /// A size of `/proc/PID/status`, in units of 1,000,000 bytes.

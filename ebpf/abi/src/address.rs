@@ -78,6 +78,13 @@ impl Ip6 {
         [self.high, self.low]
     }
 
+    /// Whether it is lower than another, as a number: the order of the bytes on the wire.
+    #[inline(always)]
+    pub const fn is_below(self, other: Self) -> bool {
+        let (high, other_high) = (u64::from_be(self.high), u64::from_be(other.high));
+        high < other_high || high == other_high && u64::from_be(self.low) < u64::from_be(other.low)
+    }
+
     /// The four words as the machine loads them from the wire.
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
@@ -136,6 +143,14 @@ mod tests {
         assert_eq!(addr.octets(), octets);
         assert_eq!(Ip6::from_words(addr.words()), addr);
         assert_eq!(addr.unmapped(), None);
+    }
+
+    #[test]
+    fn addresses_are_ordered_as_their_bytes_are() {
+        let below = |a: [u8; 4], b: [u8; 4]| Ip4::new(a).mapped().is_below(Ip4::new(b).mapped());
+        assert!(below([10, 0, 2, 1], [10, 0, 10, 0]) && below([10, 0, 0, 255], [10, 0, 1, 0]));
+        assert!(!below([10, 0, 1, 0], [10, 0, 0, 255]) && !below([1, 2, 3, 4], [1, 2, 3, 4]));
+        assert!(Ip6::new([1; 16]).is_below(Ip6::new([2; 16])));
     }
 
     #[test]

@@ -14,10 +14,12 @@ mod address;
 mod reason;
 pub mod trial;
 mod tunnel;
+mod vip;
 
 pub use address::{Ip4, Ip6};
 pub use reason::{DropReason, REASONS};
 pub use tunnel::{SENDER_MAC, TUNNEL_MAC, Tag};
+pub use vip::{Space, Vip, VipKey};
 
 /// Version of the layout of all maps. Part of the pin path.
 pub const LAYOUT: u32 = 2;
@@ -38,6 +40,14 @@ pub mod size {
     pub const PICKS: u32 = 1 << 20;
     /// Nodes.
     pub const NODES: u32 = 1 << 12;
+    /// Virtual addresses.
+    pub const VIPS: u32 = 1 << 15;
+    /// Cells for addresses of the tasks that virtual addresses stand for.
+    pub const VIP_TASKS: u32 = 1 << 18;
+    /// Network namespaces that are attached to networks with virtual addresses.
+    pub const SPACES: u32 = 1 << 14;
+    /// Networks that one namespace is attached to.
+    pub const SPACE_NETWORKS: usize = 63;
     /// Flows a table, unless user space chooses otherwise.
     pub const FLOWS: u32 = 1 << 19;
 }
@@ -367,7 +377,8 @@ pub struct SocketPeer {
     pub port: [u8; 2],
     /// Zero.
     pub pad: u16,
-    /// Backend that was picked at connect time; the tunnel's program keeps to it.
+    /// Backend that was picked at connect time; the tunnel's program keeps to it. Of a virtual
+    /// address: the cell of `VIP_TASKS` that was picked.
     pub backend: u32,
 }
 const _: () = assert!(size_of::<SocketPeer>() == 24);

@@ -68,7 +68,7 @@ impl Dataplane {
         let hooks = Hooks::new(object, options.links_dir(), options.attach);
         let mut plane = Self {
             options: options.clone(),
-            store: Store::new(maps, clock),
+            store: Store::new(maps, clock)?,
             hooks,
             netlink,
             missing: BTreeSet::new(),
@@ -137,9 +137,8 @@ impl Dataplane {
         self.netlink.bring_up(link.index, mtu)?;
         // Reverse-path checks happen before our addresses' routes could satisfy the strictest of
         // them for packets that a program turns round.
-        let filter = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
-        if let Err(error) = fs::write(&filter, "0") {
-            tracing::warn!(file = filter, %error, "Could not switch off reverse-path filtering");
+        if let Err(error) = self.netlink.no_reverse_path_filter(link.index) {
+            tracing::warn!(device = name, %error, "could not switch off reverse-path filtering");
         }
         Ok(link)
     }
@@ -183,8 +182,8 @@ impl Dataplane {
             relay6: Ip6::new(RELAY6.octets()),
             source6: octets6(source6),
         };
-        if self.store.maps.config.get(0) != config {
-            self.store.maps.config.set(0, config);
+        if self.store.maps.config.get(0)? != config {
+            self.store.maps.config.set(0, config)?;
         }
         if let Some(source) = source4 {
             self.netlink.route(RELAY4.into(), tunnel.index, source)?;
@@ -238,7 +237,8 @@ impl Dataplane {
             host = self.netlink.host()?;
         }
         let tunnel = self.ensure_tunnel(&host)?;
-        self.write_config(&host, &tunnel, self.store.maps.config.get(0).csum_ipv6_flag)?;
+        let csum_ipv6_flag = self.store.maps.config.get(0)?.csum_ipv6_flag;
+        self.write_config(&host, &tunnel, csum_ipv6_flag)?;
         self.sync_addresses(&host)?;
         self.sync_bridges(&host)?;
         let mut wanted = BTreeSet::from([("tun_in", tunnel.index), ("tun_out", tunnel.index)]);

@@ -123,10 +123,17 @@ impl Dataplane {
         let judge = self.judge()?;
         let mut census = FlowCensus::default();
         let active = &mut census.active;
+        let mut failed = None;
         let mut count = |flow: &Forward| {
             let ended = flow_flag::RESET | flow_flag::CLIENT_FIN | flow_flag::TASK_FIN;
-            let backend =
-                self.store.maps.backends.get(flow.backend.min(self.store.maps.backends.len() - 1));
+            let backends = &self.store.maps.backends;
+            let backend = match backends.get(flow.backend.min(backends.len() - 1)) {
+                Ok(backend) => backend,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    return;
+                }
+            };
             let same = backend.generation == flow.generation
                 && backend.state != backend_state::GONE
                 && backend.ident != 0;
@@ -139,6 +146,9 @@ impl Dataplane {
         let (gone6, left6) = sweep(&self.store.maps.forward6, &judge, &mut count).tried(what)?;
         let (back4, stay4) = sweep(&self.store.maps.reverse4, &judge, |_| {}).tried(what)?;
         let (back6, stay6) = sweep(&self.store.maps.reverse6, &judge, |_| {}).tried(what)?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         census.expired = gone4 + gone6 + back4 + back6;
         census.forward = left4 + left6;
         census.reverse = stay4 + stay6;
@@ -148,11 +158,12 @@ impl Dataplane {
     }
 
     fn judge(&self) -> Result<Judge, Error> {
-        let timeouts = (1..self.store.maps.records.len())
-            .map(|slot| self.store.maps.records.get(slot))
-            .filter(|record| record.ident != 0)
-            .map(|record| (record.id, record.timeouts))
-            .collect();
+        let mut timeouts = BTreeMap::new();
+        self.store.maps.records.visit(|_, record| {
+            if record.ident != 0 {
+                timeouts.insert(record.id, record.timeouts);
+            }
+        })?;
         let default = weir_mesh::Timeouts::default();
         let fallback = Timeouts {
             tcp_syn: self.store.clock.jiffies(default.tcp_syn),

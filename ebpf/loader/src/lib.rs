@@ -14,6 +14,7 @@ mod maps;
 mod net;
 mod object;
 mod records;
+mod spaces;
 mod stats;
 mod store;
 mod sys;
@@ -21,6 +22,7 @@ mod table;
 #[cfg(feature = "trial")]
 mod trial;
 mod uninstall;
+mod vips;
 
 use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, path::PathBuf};
 
@@ -29,6 +31,7 @@ pub use dataplane::Dataplane;
 pub use error::Error;
 pub use flows::FlowCensus;
 pub use object::object_digest;
+pub use spaces::{NetnsCookies, netns_cookie_of};
 pub use stats::{Answers, Counters, Stats};
 #[cfg(feature = "trial")]
 pub use trial::{Arrival, Ran, Trial};

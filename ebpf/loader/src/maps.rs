@@ -11,7 +11,7 @@ use aya::{
 };
 use weir_abi::{
     Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, Reverse, Service,
-    SocketKey, SocketPeer, TagKey,
+    SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
 };
 
 use crate::{
@@ -38,6 +38,10 @@ pub(crate) struct Maps {
     pub(crate) forward6: Table<Key6, Forward>,
     pub(crate) reverse4: Table<Key4, Reverse<Ip4>>,
     pub(crate) reverse6: Table<Key6, Reverse<Ip6>>,
+    pub(crate) spaces: Table<u64, Space>,
+    pub(crate) vip_slots: Table<VipKey, u32>,
+    pub(crate) vips: Mapped<Vip>,
+    pub(crate) vip_tasks: Mapped<Ip6>,
     pub(crate) sockets: Table<SocketKey, SocketPeer>,
     pub(crate) frontend_stats: PerCpu<Counters>,
     pub(crate) backend_stats: PerCpu<Counters>,
@@ -62,6 +66,10 @@ impl Maps {
             forward6: table(object, "FORWARD6")?,
             reverse4: table(object, "REVERSE4")?,
             reverse6: table(object, "REVERSE6")?,
+            spaces: table(object, "SPACES")?,
+            vip_slots: table(object, "VIP_SLOTS")?,
+            vips: mapped(object, "VIPS")?,
+            vip_tasks: mapped(object, "VIP_TASKS")?,
             sockets: table(object, "SOCKETS")?,
             frontend_stats: per_cpu(object, "FRONTEND_STATS")?,
             backend_stats: per_cpu(object, "BACKEND_STATS")?,
@@ -70,9 +78,9 @@ impl Maps {
     }
 }
 
-fn mapped<V: Copy>(object: &mut Ebpf, name: &str) -> Result<Mapped<V>, Error> {
+fn mapped<V: Copy>(object: &mut Ebpf, name: &'static str) -> Result<Mapped<V>, Error> {
     let (fd, capacity) = take(object, name)?;
-    Mapped::new(fd, capacity).tried(|| format!("map the array {name} into memory"))
+    Ok(Mapped::new(fd, capacity, name))
 }
 
 fn table<K: Copy, V: Copy>(object: &mut Ebpf, name: &str) -> Result<Table<K, V>, Error> {

@@ -10,10 +10,14 @@ use std::{
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder,
+    packet_core::{DefaultNla, NLA_F_NESTED},
     packet_route::{
         AddressFamily,
         address::AddressAttribute,
-        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{
+            AfSpecInet, AfSpecUnspec, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
+            LinkInfo, LinkMessage,
+        },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
         route::RouteScope,
         tc::{TcAttribute, TcHandle},
@@ -240,6 +244,25 @@ impl Netlink {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         self.request(self.handle.link().set(message).execute())
             .tried(|| format!("bring up the tunnel device with an MTU of {mtu}"))
+    }
+
+    /// Switches IPv4 reverse-path filtering of an interface off. Not by the file of it, which
+    /// cannot be written in a container (`inet_set_link_af`, net/ipv4/devinet.c).
+    pub(crate) fn no_reverse_path_filter(&self, index: u32) -> Result<(), Error> {
+        // linux/if_link.h, linux/ip.h
+        const IFLA_INET_CONF: u16 = 1;
+        const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+        const OFF: u32 = 0;
+        // One attribute in another, by hand: the crate leaves out values of 0.
+        let mut value = Vec::new();
+        value.extend(8_u16.to_ne_bytes());
+        value.extend(IPV4_DEVCONF_RP_FILTER.to_ne_bytes());
+        value.extend(OFF.to_ne_bytes());
+        let setting = AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, value));
+        let settings = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![setting])]);
+        let message = LinkUnspec::new_with_index(index).append_extra_attribute(settings).build();
+        self.request(self.handle.link().set(message).execute())
+            .tried(|| format!("switch off reverse-path filtering of the interface {index}"))
     }
 
     pub(crate) fn remove_link(&self, index: u32) -> Result<(), Error> {

@@ -42,8 +42,8 @@ pub struct Answers {
 pub struct Stats {
     /// By published port.
     pub frontends: BTreeMap<Frontend, Counters>,
-    /// By backend.
-    pub backends: BTreeMap<BackendIndex, Counters>,
+    /// By backend, in order. There may be 100,000, for which a tree takes twice the room.
+    pub backends: Vec<(BackendIndex, Counters)>,
     /// By drop reason, as labelled by `weir_abi::DropReason`.
     pub drops: BTreeMap<&'static str, u64>,
     /// Entries and capacity by map name.
@@ -96,27 +96,41 @@ impl Store {
     pub(crate) fn stats(&self) -> Result<Stats, Error> {
         let what = || "read the kernel's counters".to_owned();
         let mut stats = Stats::default();
+        let end = self.counters.values().max().map_or(0, |last| last + 1);
+        let mut by_index = Vec::with_capacity(end as usize);
+        let frontends = &self.maps.frontend_stats;
+        frontends.visit(end, |_, values| by_index.push(sum(values))).tried(what)?;
         for (frontend, index) in &self.counters {
-            let values = self.maps.frontend_stats.get(*index).tried(what)?;
-            stats.frontends.insert(*frontend, sum(&values));
+            let counters = by_index.get(*index as usize).copied().unwrap_or_default();
+            stats.frontends.insert(*frontend, counters);
         }
-        let mut backends = 0;
-        for index in 1..self.maps.backends.len() {
-            if self.maps.backends.get(index).ident != 0 {
-                let values = self.maps.backend_stats.get(index).tried(what)?;
-                stats.backends.insert(BackendIndex(index), sum(&values));
-                backends += 1;
+        let mut used = Vec::new();
+        self.maps.backends.visit(|index, backend| {
+            if backend.ident != 0 {
+                used.push(index);
             }
-        }
+        })?;
+        let end = used.last().map_or(0, |last| last + 1);
+        let mut next = used.iter().peekable();
+        stats.backends.reserve_exact(used.len());
+        let take = |index: u32, values: &[weir_abi::Counters]| {
+            if next.next_if_eq(&&index).is_some() {
+                stats.backends.push((BackendIndex(index), sum(values)));
+            }
+        };
+        self.maps.backend_stats.visit(end, take).tried(what)?;
         for reason in DropReason::ALL {
             let values = self.maps.drops.get(*reason as u32).tried(what)?;
             stats.drops.insert(reason.label(), values.iter().sum());
         }
-        let records = (1..self.maps.records.len())
-            .filter(|slot| self.maps.records.get(*slot).ident != 0)
-            .count();
+        let mut records = 0;
+        self.maps.records.visit(|_, record| records += u64::from(record.ident != 0))?;
+        let backends = used.len() as u64;
         stats.maps.insert("backends", (backends, self.maps.backends.len().into()));
-        stats.maps.insert("records", (records as u64, self.maps.records.len().into()));
+        stats.maps.insert("records", (records, self.maps.records.len().into()));
+        let mut vips = 0;
+        self.maps.vips.visit(|_, vip| vips += u64::from(vip.key.network != 0))?;
+        stats.maps.insert("vips", (vips, self.maps.vips.len().into()));
         let flows = u64::from(self.maps.forward4.capacity());
         stats.maps.insert("forward", (0, 2 * flows));
         stats.maps.insert("reverse", (0, 2 * flows));

@@ -11,7 +11,7 @@ use weir_mesh::{
     ident::Tag,
     install::{
         BackendGeneration, BackendIndex, BackendRecord, Frontend, NodeIndex, Region, ServiceId,
-        Slot,
+        ServiceRecord, Slot,
     },
     plan::Limits,
 };
@@ -33,10 +33,10 @@ pub(crate) struct Store {
 
 impl Store {
     /// Takes over what the maps hold.
-    pub(crate) fn new(maps: Maps, clock: Clock) -> Self {
+    pub(crate) fn new(maps: Maps, clock: Clock) -> Result<Self, Error> {
         let mut store = Self { maps, clock, counters: BTreeMap::new(), free_counters: Vec::new() };
-        store.restore_counters();
-        store
+        store.restore_counters()?;
+        Ok(store)
     }
 
     /// Sizes of the kernel's arrays.
@@ -53,38 +53,33 @@ impl Store {
     /// What the maps hold now, read from the kernel.
     pub(crate) fn installed(&self) -> Result<Installed, Error> {
         let mut installed = Installed::default();
-        for index in 1..self.maps.nodes.len() {
-            if let Some(record) = records::node_from_abi(&self.maps.nodes.get(index)) {
-                installed.nodes.insert(NodeIndex(index as u16), record);
-            }
-        }
-        for index in 1..self.maps.backends.len() {
-            let backend = self.maps.backends.get(index);
-            if let Some(record) = records::backend_from_abi(&backend) {
-                installed.backends.insert(BackendIndex(index), record);
-            }
+        let nodes = &mut installed.nodes;
+        self.maps.nodes.visit(|index, node| {
+            let record = records::node_from_abi(&node);
+            nodes.extend(record.map(|record| (NodeIndex(index as u16), record)));
+        })?;
+        let (backends, generations) = (&mut installed.backends, &mut installed.generations);
+        self.maps.backends.visit(|index, backend| {
+            let record = records::backend_from_abi(&backend);
+            backends.extend(record.map(|record| (BackendIndex(index), record)));
             if backend.generation != 0 {
-                let generation = BackendGeneration(backend.generation);
-                installed.generations.insert(BackendIndex(index), generation);
+                generations.insert(BackendIndex(index), BackendGeneration(backend.generation));
             }
+        })?;
+        self.maps.records.visit(|slot, service| {
+            let record = records::service_from_abi(&service, self.clock);
+            installed.records.extend(record.map(|record| (Slot(slot), record)));
+        })?;
+        let regions: BTreeSet<Region> =
+            installed.records.values().flat_map(ServiceRecord::regions).collect();
+        for region in regions {
+            installed.regions.insert(region.offset, self.read_region(region)?);
         }
-        for slot in 1..self.maps.records.len() {
-            let service = self.maps.records.get(slot);
-            if let Some(record) = records::service_from_abi(&service, self.clock) {
-                for region in [record.pick4, record.pick6, record.local4, record.local6] {
-                    self.read_region(region, &mut installed);
-                }
-                installed.records.insert(Slot(slot), record);
-            }
-        }
-        for cell in 0..self.maps.ports.len() {
-            let record = self.maps.ports.get(cell).record;
-            if record != 0
-                && let Some(frontend) = frontend_at(cell)
-            {
-                installed.ports.insert(frontend, Slot(record));
-            }
-        }
+        let ports = &mut installed.ports;
+        self.maps.ports.visit(|cell, PortCell { record, .. }| {
+            let frontend = frontend_at(cell).filter(|_| record != 0);
+            ports.extend(frontend.map(|frontend| (frontend, Slot(record))));
+        })?;
         let what = || "list the tags in the kernel".to_owned();
         for key in self.maps.tags.keys().tried(what)? {
             if let Some(index) = self.maps.tags.get(&key).tried(what)? {
@@ -95,15 +90,9 @@ impl Store {
         Ok(installed)
     }
 
-    fn read_region(&self, region: Region, installed: &mut Installed) {
-        if region.len == 0 {
-            return;
-        }
-        installed.regions.entry(region.offset).or_insert_with(|| {
-            (region.offset..region.offset + region.len)
-                .map(|cell| BackendIndex(self.maps.picks.get(cell)))
-                .collect()
-        });
+    fn read_region(&self, region: Region) -> Result<Vec<BackendIndex>, Error> {
+        let cells = region.offset..region.offset + region.len;
+        cells.map(|cell| self.maps.picks.get(cell).map(BackendIndex)).collect()
     }
 
     /// Applies one operation. An error leaves the maps as they were before it.
@@ -111,8 +100,8 @@ impl Store {
         let maps = &self.maps;
         match op {
             MapOp::SetNode(index, record) => {
-                let old = records::node_from_abi(&maps.nodes.get(index.0.into()));
-                maps.nodes.set(index.0.into(), records::node_to_abi(record));
+                let old = records::node_from_abi(&maps.nodes.get(index.0.into())?);
+                maps.nodes.set(index.0.into(), records::node_to_abi(record))?;
                 let what = || format!("let node {} send", record.address);
                 maps.senders.set(&wide(record.address), &index.0.into()).tried(what)?;
                 if let Some(old) = old.filter(|old| old.address != record.address) {
@@ -120,10 +109,10 @@ impl Store {
                 }
             }
             MapOp::RemoveNode(index) => {
-                if let Some(old) = records::node_from_abi(&maps.nodes.get(index.0.into())) {
+                if let Some(old) = records::node_from_abi(&maps.nodes.get(index.0.into())?) {
                     self.forget_sender(old.address, *index)?;
                 }
-                maps.nodes.set(index.0.into(), weir_abi::Node::default());
+                maps.nodes.set(index.0.into(), weir_abi::Node::default())?;
             }
             MapOp::SetBackend(index, record) => self.set_backend(*index, record)?,
             // A packet in flight may still read what is freed: only the mark of use goes.
@@ -131,26 +120,26 @@ impl Store {
                 let gone = weir_abi::Backend {
                     state: backend_state::GONE,
                     ident: 0,
-                    ..maps.backends.get(index.0)
+                    ..maps.backends.get(index.0)?
                 };
-                self.write_backend(*index, gone);
+                self.write_backend(*index, gone)?;
             }
             MapOp::WriteRegion { offset, cells } => {
                 for (cell, backend) in (*offset..).zip(cells) {
-                    maps.picks.set(cell, backend.0);
+                    maps.picks.set(cell, backend.0)?;
                 }
             }
             MapOp::FreeRegion { .. } => {}
             MapOp::SetRecord(slot, record) => {
-                maps.records.set(slot.0, records::service_to_abi(record, self.clock));
+                maps.records.set(slot.0, records::service_to_abi(record, self.clock))?;
             }
             MapOp::RemoveRecord(slot) => {
                 let ident = std::mem::offset_of!(weir_abi::Service, ident);
-                maps.records.publish(slot.0, ident, 0);
+                maps.records.publish(slot.0, ident, 0)?;
             }
             MapOp::Publish(frontend, slot) => self.publish(*frontend, *slot)?,
             MapOp::Withdraw(frontend) => {
-                maps.ports.publish(cell_of(*frontend), 0, 0);
+                maps.ports.publish(cell_of(*frontend), 0, 0)?;
                 if let Some(counters) = self.counters.remove(frontend) {
                     self.free_counters.push(counters);
                 }
@@ -178,7 +167,7 @@ impl Store {
     }
 
     fn set_backend(&mut self, index: BackendIndex, record: &BackendRecord) -> Result<(), Error> {
-        let old = self.maps.backends.get(index.0);
+        let old = self.maps.backends.get(index.0)?;
         let new = records::backend_to_abi(record);
         // 0: the index was never used, and its counters were never anything but zero.
         let used = old.generation != 0;
@@ -186,15 +175,14 @@ impl Store {
             let what = || format!("clear the counters of backend {}", index.0);
             self.maps.backend_stats.clear(index.0).tried(what)?;
         }
-        self.write_backend(index, new);
-        Ok(())
+        self.write_backend(index, new)
     }
 
     /// The first word of a backend (generation, state, way, interface) decides whether the rest is
     /// read, so it is written last; while the rest changes under a live backend, flows see either
     /// address of the same task.
-    fn write_backend(&self, index: BackendIndex, backend: weir_abi::Backend) {
-        let old = self.maps.backends.get(index.0);
+    fn write_backend(&self, index: BackendIndex, backend: weir_abi::Backend) -> Result<(), Error> {
+        let old = self.maps.backends.get(index.0)?;
         let same_body = weir_abi::Backend {
             generation: old.generation,
             state: old.state,
@@ -210,13 +198,13 @@ impl Store {
                 ifindex: old.ifindex,
                 ..backend
             };
-            self.maps.backends.set(index.0, closed);
+            self.maps.backends.set(index.0, closed)?;
         }
         let word = u64::from(backend.generation)
             | u64::from(backend.state) << 16
             | u64::from(backend.via) << 24
             | u64::from(backend.ifindex) << 32;
-        self.maps.backends.publish(index.0, 0, u64::from_le(word));
+        self.maps.backends.publish(index.0, 0, u64::from_le(word))
     }
 
     fn publish(&mut self, frontend: Frontend, slot: Slot) -> Result<(), Error> {
@@ -233,21 +221,18 @@ impl Store {
             }
         };
         let word = u64::from(slot.0) | u64::from(counters) << 32;
-        self.maps.ports.publish(cell_of(frontend), 0, u64::from_le(word));
-        Ok(())
+        self.maps.ports.publish(cell_of(frontend), 0, u64::from_le(word))
     }
 
-    fn restore_counters(&mut self) {
-        for cell in 0..self.maps.ports.len() {
-            let PortCell { record, counters } = self.maps.ports.get(cell);
-            if record != 0
-                && let Some(frontend) = frontend_at(cell)
-            {
-                self.counters.insert(frontend, counters);
-            }
-        }
+    fn restore_counters(&mut self) -> Result<(), Error> {
+        let known = &mut self.counters;
+        self.maps.ports.visit(|cell, PortCell { record, counters }| {
+            let frontend = frontend_at(cell).filter(|_| record != 0);
+            known.extend(frontend.map(|frontend| (frontend, counters)));
+        })?;
         let used: BTreeSet<u32> = self.counters.values().copied().collect();
         self.free_counters =
             (0..weir_abi::size::FRONTENDS).rev().filter(|index| !used.contains(index)).collect();
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::NonNull,
 };
 
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
@@ -257,8 +258,8 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 /// The cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
 pub(crate) fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")
-        .or_else(|_| std::net::UdpSocket::bind("[::1]:0"))?;
+    // A socket of any family has a namespace; this one needs no interface to be up.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the buffer is as long as `len` says.
@@ -272,6 +273,13 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
         )
     };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Moves this thread into the network namespace that a file stands for.
+pub(crate) fn enter_netns(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns takes numbers; it concerns this thread only.
+    let answer = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Whether a path lies on a BPF file system.
@@ -293,6 +301,31 @@ fn filesystem(path: &Path) -> io::Result<i64> {
         return Err(io::Error::last_os_error());
     }
     Ok(stat.f_type as i64)
+}
+
+/// Bytes of a page.
+pub(crate) fn page_size() -> u32 {
+    // SAFETY: sysconf takes a number.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u32 }
+}
+
+/// Maps `bytes` of an array, beginning at `offset`, which must be where a page begins.
+pub(crate) fn map_shared(
+    map: BorrowedFd<'_>,
+    offset: usize,
+    bytes: usize,
+) -> io::Result<NonNull<u8>> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: a new mapping; it keeps the map alive for itself.
+    let start = unsafe {
+        let anywhere = std::ptr::null_mut();
+        libc::mmap(anywhere, bytes, access, libc::MAP_SHARED, map.as_raw_fd(), offset)
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap gave a null pointer"))
 }
 
 /// CPUs the kernel keeps per-CPU values for.

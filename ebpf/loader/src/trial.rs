@@ -92,7 +92,7 @@ impl Trial {
         let trial = Self { options, store, object, extra };
         let hz = trial.store.clock.hz;
         let csum_ipv6_flag = kernel::csum_ipv6_flag(&trial.object)?;
-        trial.store.maps.config.set(0, Config { hz, csum_ipv6_flag, ..config });
+        trial.store.maps.config.set(0, Config { hz, csum_ipv6_flag, ..config })?;
         for addr in addresses {
             let what = || format!("add the address {addr}");
             trial.store.maps.local.set(&wide(*addr), &1).tried(what)?;
@@ -225,7 +225,7 @@ fn open(options: &Options) -> Result<(Ebpf, Store, Ebpf), Error> {
     loader.default_map_pin_directory(options.maps_dir());
     let mut extra = loader.load(EXTRA).tried(|| "load the programs of trials".to_owned())?;
     object::verify(&mut extra, |_| true)?;
-    Ok((object, Store::new(maps, clock), extra))
+    Ok((object, Store::new(maps, clock)?, extra))
 }
 
 impl Drop for Trial {

@@ -35,3 +35,5 @@ pub mod skb;
 pub mod socket;
 #[cfg(target_arch = "bpf")]
 pub mod tunnel;
+#[cfg(target_arch = "bpf")]
+pub mod vip;

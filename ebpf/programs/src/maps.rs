@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use weir_abi::{
     Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, REASONS, Reverse,
-    Service, SocketKey, SocketPeer, TagKey, size,
+    Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey, size,
 };
 
 /// Cell 0: what the programs know of the host.
@@ -65,6 +65,22 @@ pub static REVERSE4: LruHashMap<FlowKey<Ip4>, Reverse<Ip4>> = LruHashMap::pinned
 /// Ways back, IPv6.
 #[map]
 pub static REVERSE6: LruHashMap<FlowKey<Ip6>, Reverse<Ip6>> = LruHashMap::pinned(size::FLOWS, 0);
+
+/// Network namespaces that are attached to networks, by cookie.
+#[map]
+pub static SPACES: HashMap<u64, Space> = HashMap::pinned(size::SPACES, BPF_F_NO_PREALLOC);
+
+/// Where virtual addresses are found in `VIPS`.
+#[map]
+pub static VIP_SLOTS: HashMap<VipKey, u32> = HashMap::pinned(size::VIPS, BPF_F_NO_PREALLOC);
+
+/// What virtual addresses stand for.
+#[map]
+pub static VIPS: Array<Vip> = Array::pinned(size::VIPS, BPF_F_MMAPABLE);
+
+/// Addresses of the tasks that virtual addresses stand for.
+#[map]
+pub static VIP_TASKS: Array<Ip6> = Array::pinned(size::VIP_TASKS, BPF_F_MMAPABLE);
 
 /// Sockets that were redirected when they connected.
 #[map]

@@ -1,6 +1,7 @@
 //! Sockets of this host that connect or send to a published port: they are given a task at once, so
 //! that `curl localhost:8080` costs nothing per packet when the task is local, and goes through the
-//! tunnel when it is not.
+//! tunnel when it is not. And sockets, mostly of containers, that name a virtual address: they are
+//! given a task on the network that they share with it.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock_addr},
@@ -14,6 +15,7 @@ use crate::{
     maps::{BACKENDS, LOCAL, SOCKETS},
     packet::{TCP, UDP},
     skb::random,
+    vip,
 };
 
 /// Return values of the programs.
@@ -46,33 +48,66 @@ struct Endpoint {
     port: [u8; 2],
 }
 
+/// What is to be done with a call.
+enum Verdict {
+    /// It is not ours.
+    Pass,
+    /// It talks to this.
+    Become(Endpoint),
+    /// There is nothing that it could talk to.
+    Refuse,
+}
+
 /// `connect` and `sendmsg`.
 #[inline(always)]
 pub fn outgoing(ctx: *mut bpf_sock_addr, shape: Shape, act: Act) -> i32 {
     let call = Call(ctx);
+    let Some(config) = flow::config() else { return ALLOW };
+    let asked = call.endpoint(shape);
+    let space = call.space();
+    let mut verdict = Verdict::Pass;
+    // A container's localhost is its own.
+    if space == config.netns_cookie {
+        verdict = published(call, asked, shape, act, config);
+    }
+    if matches!(verdict, Verdict::Pass) {
+        verdict = virtual_address(call, asked, space, act);
+    }
+    match verdict {
+        Verdict::Pass => ALLOW,
+        Verdict::Become(peer) => {
+            call.set(shape, peer);
+            ALLOW
+        }
+        Verdict::Refuse => {
+            if act == Act::Connect {
+                // SAFETY: takes a number.
+                unsafe { generated::bpf_set_retval(-ECONNREFUSED) };
+            }
+            REFUSE
+        }
+    }
+}
+
+/// A published port at one of the host's own addresses.
+#[inline(always)]
+fn published(call: Call, asked: Endpoint, shape: Shape, act: Act, config: &Config) -> Verdict {
     let protocol = call.protocol();
     if protocol != TCP && protocol != UDP {
-        return ALLOW;
+        return Verdict::Pass;
     }
-    let asked = call.endpoint(shape);
-    let Some(frontend) = flow::entrance(protocol == UDP, asked.port) else { return ALLOW };
-    let Some(config) = flow::config() else { return ALLOW };
-    if !call.of_host(config) || !is_own(asked.addr) {
-        return ALLOW;
+    let Some(frontend) = flow::entrance(protocol == UDP, asked.port) else { return Verdict::Pass };
+    if !is_own(asked.addr) {
+        return Verdict::Pass;
     }
     let cookie = call.cookie();
     if act == Act::Send
         && let Some(peer) = remembered(cookie, asked)
     {
-        call.set(shape, peer);
-        return ALLOW;
+        return Verdict::Become(peer);
     }
     let Some((choice, v4)) = choose(frontend.service, asked, shape, cookie, config) else {
-        if protocol == TCP || act == Act::Connect {
-            // SAFETY: takes a number.
-            unsafe { generated::bpf_set_retval(-ECONNREFUSED) };
-        }
-        return REFUSE;
+        return Verdict::Refuse;
     };
     let peer = target(choice.backend, frontend.service.target, asked.port, v4, config);
     remember(cookie, asked, peer, choice.index, act);
@@ -80,8 +115,33 @@ pub fn outgoing(ctx: *mut bpf_sock_addr, shape: Shape, act: Act) -> i32 {
         // Through the tunnel the first packet is counted; to a local task no packet is seen.
         account_new(frontend.cell.counters, choice.index);
     }
-    call.set(shape, peer);
-    ALLOW
+    Verdict::Become(peer)
+}
+
+/// A virtual address on a network that the asker is attached to: any port, any protocol. Datagrams of
+/// one socket go to one task for as long as the address stands for it.
+#[inline(always)]
+fn virtual_address(call: Call, asked: Endpoint, space: u64, act: Act) -> Verdict {
+    let Some(vip) = vip::find(space, asked.addr) else { return Verdict::Pass };
+    let cookie = call.cookie();
+    let key = SocketKey { cookie, addr: asked.addr, port: asked.port, pad: 0, pad2: 0 };
+    if act == Act::Send
+        && let Some(peer) = SOCKETS.get_ptr(key)
+    {
+        // SAFETY: a value of a map.
+        let (task, hint) = unsafe { ((*peer).addr, (*peer).backend) };
+        if let Some(cell) = vip.cell_of(task, hint) {
+            let peer = Endpoint { addr: task, port: asked.port };
+            if cell != hint {
+                remember(cookie, asked, peer, cell, act);
+            }
+            return Verdict::Become(peer);
+        }
+    }
+    let Some((cell, task)) = vip.next() else { return Verdict::Refuse };
+    let peer = Endpoint { addr: task, port: asked.port };
+    remember(cookie, asked, peer, cell, act);
+    Verdict::Become(peer)
 }
 
 /// `recvmsg` and `getpeername`: the program sees the address that it asked for.
@@ -207,11 +267,11 @@ impl Call {
         unsafe { generated::bpf_get_socket_cookie(self.0.cast()) }
     }
 
-    /// Whether the process is in the host's network namespace: a container's localhost is its own.
+    /// The cookie of the process's network namespace.
     #[inline(always)]
-    fn of_host(self, config: &Config) -> bool {
+    fn space(self) -> u64 {
         // SAFETY: takes the context.
-        unsafe { generated::bpf_get_netns_cookie(self.0.cast()) == config.netns_cookie }
+        unsafe { generated::bpf_get_netns_cookie(self.0.cast()) }
     }
 
     #[inline(always)]

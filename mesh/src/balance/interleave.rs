@@ -47,7 +47,9 @@ fn smooth(turns: &[i64]) -> Vec<usize> {
         .collect()
 }
 
-fn reduce(weights: Vec<u64>, max_cells: usize) -> Vec<i64> {
+/// The number of turns of each task: its weight, in the smallest whole numbers, and scaled down as
+/// far as `max_cells` asks for.
+pub(crate) fn reduce(weights: Vec<u64>, max_cells: usize) -> Vec<i64> {
     let weights = divide_by_gcd(weights);
     let total: u64 = weights.iter().sum();
     let cap = (max_cells.max(weights.len())) as u64;

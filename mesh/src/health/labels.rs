@@ -84,6 +84,13 @@ impl Wishes {
         }
     }
 
+    /// Whether they say how a check is to be, and not which.
+    pub fn lack_a_check(&self) -> bool {
+        let times = self.interval.is_some() || self.timeout.is_some();
+        let counts = self.rise.is_some() || self.fall.is_some();
+        self.kind.is_none() && (times || counts || self.port.is_some())
+    }
+
     /// How tasks are judged with these wishes. Without `weir.health` there is no check: Docker may
     /// have one of its own.
     pub fn health(&self) -> Health {
@@ -168,7 +175,7 @@ fn switch(value: &str) -> Read<bool> {
 }
 
 /// A whole number and a unit, as in the configuration.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let number: u64 = number.parse().ok()?;
     let milliseconds = match unit {

@@ -8,7 +8,7 @@ use crate::install::Region;
 /// The free runs of the pick table. The shortest run that fits is used, and of equal ones the
 /// first, found by one look-up: ten thousand regions are placed in one plan.
 #[derive(Clone, Debug)]
-pub(super) struct Extents {
+pub(crate) struct Extents {
     /// Everything from here on was never used.
     fresh: u32,
     free: BTreeMap<u32, u32>,
@@ -19,7 +19,7 @@ pub(super) struct Extents {
 
 impl Extents {
     /// A table of which `used` is taken. What lies between may just have been freed, so it rests.
-    pub(super) fn new(size: u32, used: &BTreeSet<Region>, now: Moment) -> Self {
+    pub(crate) fn new(size: u32, used: &BTreeSet<Region>, now: Moment) -> Self {
         let mut resting = VecDeque::new();
         let mut end = 0;
         for region in used {
@@ -38,7 +38,7 @@ impl Extents {
 
     /// Lets everything rest that is free and lies below `end`. To be called before anything is
     /// taken: the free runs are then what was never used.
-    pub(super) fn mark_used(&mut self, end: u32, now: Moment) {
+    pub(crate) fn mark_used(&mut self, end: u32, now: Moment) {
         let Some(len) = end.checked_sub(self.fresh).filter(|len| *len > 0) else { return };
         if let Some(rest) = self.free.get(&self.fresh).and_then(|run| run.checked_sub(len)) {
             self.remove(self.fresh, rest + len);
@@ -51,7 +51,7 @@ impl Extents {
     }
 
     /// A run of `len` cells, if there is one that has rested.
-    pub(super) fn take(&mut self, len: u32, now: Moment) -> Option<Region> {
+    pub(crate) fn take(&mut self, len: u32, now: Moment) -> Option<Region> {
         self.wake_rested(now);
         let (run, offset) = *self.by_length.range((len, 0)..).next()?;
         self.remove(offset, run);
@@ -63,22 +63,22 @@ impl Extents {
     }
 
     /// Takes back a region that was given out and never reached the kernel.
-    pub(super) fn untake(&mut self, region: Region) {
+    pub(crate) fn untake(&mut self, region: Region) {
         self.merge(region);
     }
 
     /// Lets a region rest that no record points at any more.
-    pub(super) fn release(&mut self, region: Region, now: Moment) {
+    pub(crate) fn release(&mut self, region: Region, now: Moment) {
         self.resting.push_back((now, region));
     }
 
     /// When the next region will have rested.
-    pub(super) fn next_rested(&self) -> Option<Moment> {
+    pub(crate) fn next_rested(&self) -> Option<Moment> {
         self.resting.front().map(|(freed, _)| freed.after(GRACE))
     }
 
     /// The first cell that was never used.
-    pub(super) fn fresh(&self) -> u32 {
+    pub(crate) fn fresh(&self) -> u32 {
         self.fresh
     }
 

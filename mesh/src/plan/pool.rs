@@ -10,7 +10,7 @@ use super::{GRACE, Moment};
 /// come last. That keeps the high end of the array untouched, which after a restart is the part
 /// that surely needs no rest.
 #[derive(Clone, Debug)]
-pub(super) struct Pool {
+pub(crate) struct Pool {
     /// Size of the array.
     size: u32,
     /// Everything from here on was never used.
@@ -22,21 +22,21 @@ pub(super) struct Pool {
 
 impl Pool {
     /// A pool of which `used` is taken. What lies between may just have been freed, so it rests.
-    pub(super) fn new(size: u32, used: &BTreeSet<u32>, now: Moment) -> Self {
+    pub(crate) fn new(size: u32, used: &BTreeSet<u32>, now: Moment) -> Self {
         let fresh = used.last().map_or(1, |last| last + 1);
         let gaps = (1..fresh).filter(|at| !used.contains(at));
         Self { size, fresh, rested: VecDeque::new(), resting: gaps.map(|at| (now, at)).collect() }
     }
 
     /// Lets everything rest that is free and lies below `end`.
-    pub(super) fn mark_used(&mut self, end: u32, now: Moment) {
+    pub(crate) fn mark_used(&mut self, end: u32, now: Moment) {
         let end = end.min(self.size);
         self.resting.extend((self.fresh..end).map(|at| (now, at)));
         self.fresh = self.fresh.max(end);
     }
 
     /// A free position, if there is one that has rested.
-    pub(super) fn take(&mut self, now: Moment) -> Option<u32> {
+    pub(crate) fn take(&mut self, now: Moment) -> Option<u32> {
         self.wake_rested(now);
         self.rested.pop_front().or_else(|| {
             let at = self.fresh;
@@ -48,22 +48,22 @@ impl Pool {
     }
 
     /// Takes back a position that was given out and never reached the kernel.
-    pub(super) fn untake(&mut self, at: u32) {
+    pub(crate) fn untake(&mut self, at: u32) {
         self.rested.push_front(at);
     }
 
     /// Lets a position rest that the kernel no longer uses.
-    pub(super) fn release(&mut self, at: u32, now: Moment) {
+    pub(crate) fn release(&mut self, at: u32, now: Moment) {
         self.resting.push_back((now, at));
     }
 
     /// When the next position will have rested.
-    pub(super) fn next_rested(&self) -> Option<Moment> {
+    pub(crate) fn next_rested(&self) -> Option<Moment> {
         self.resting.front().map(|(freed, _)| freed.after(GRACE))
     }
 
     /// The first position that was never used.
-    pub(super) fn fresh(&self) -> u32 {
+    pub(crate) fn fresh(&self) -> u32 {
         self.fresh
     }
 

@@ -63,6 +63,7 @@ mod tests {
             ipv6: None,
             weight: 1,
             state: TaskState::Active,
+            networks: BTreeMap::new(),
         };
         let name = ServiceName::new(name);
         let port = Port {
@@ -78,6 +79,7 @@ mod tests {
             tasks: nodes.iter().enumerate().map(task).collect(),
             timeouts: Timeouts::default(),
             health: Default::default(),
+            vips: BTreeMap::new(),
         };
         (name, Arc::new(service))
     }

@@ -174,7 +174,7 @@ mod tests {
     };
 
     fn node(name: &str, last: u8) -> Node {
-        Node { name: NodeName::new(name), address: [10, 0, 0, last].into() }
+        Node { name: NodeName::new(name), address: [10, 0, 0, last].into(), spaces: Vec::new() }
     }
 
     fn service(name: &str, tasks: &[(&str, &str)], ports: &[u16]) -> Service {
@@ -185,6 +185,7 @@ mod tests {
             ipv6: None,
             weight: 1,
             state: TaskState::Active,
+            networks: BTreeMap::new(),
         };
         let port = |number: &u16| Port {
             protocol: Protocol::Udp,
@@ -199,6 +200,7 @@ mod tests {
             tasks: tasks.iter().map(task).collect(),
             timeouts: Timeouts::default(),
             health: Default::default(),
+            vips: BTreeMap::new(),
         }
     }
 

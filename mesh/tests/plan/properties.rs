@@ -9,9 +9,9 @@ use std::{
 
 use proptest::prelude::*;
 use weir_mesh::{
-    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Planner, Port, Problem,
-    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
-    TaskState, Timeouts,
+    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Plan, Planner, Port,
+    Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
+    TaskName, TaskState, Timeouts,
     install::{BackendState, Frontend, Via},
 };
 
@@ -105,6 +105,7 @@ fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>
             ipv6: (address > 0).then_some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into())),
             weight,
             state,
+            networks: BTreeMap::new(),
         }
     });
     prop::option::weighted(0.7, task)
@@ -125,6 +126,7 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
             tasks: tasks.into_iter().flatten().collect(),
             timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
             health: Default::default(),
+            vips: BTreeMap::new(),
         },
     )
 }
@@ -201,7 +203,16 @@ impl Story {
                 self.world.restart();
             }
             End::Resync(_) => self.world.planner.resync(self.world.kernel.clone(), self.world.now),
-            End::Dropped(_) => {}
+            End::Dropped(_) => self.go_on(),
+        }
+    }
+
+    /// Nothing is planned on top of a plan that was not applied to its end.
+    fn go_on(&mut self) {
+        let World { planner, local, now, kernel, .. } = &mut self.world;
+        if planner.is_behind() {
+            assert_eq!(planner.plan(&self.snapshot, local, *now), Plan::default());
+            planner.resync(kernel.clone(), *now);
         }
     }
 

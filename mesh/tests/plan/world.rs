@@ -72,7 +72,7 @@ impl World {
             let applied = self.kernel.apply(op);
             assert_eq!(applied, Ok(()), "{op:?} in\n{}\nof {ops:#?}", self.kernel.dump());
             assert_sound(&self.kernel);
-            self.planner.applied(op, self.now);
+            self.planner.applied(self.now);
         }
     }
 
@@ -193,7 +193,11 @@ pub fn mesh(text: &str) -> MeshSnapshot {
 }
 
 pub fn node(number: u8) -> Node {
-    Node { name: NodeName::new(format!("n{number}")), address: [192, 0, 2, number].into() }
+    Node {
+        name: NodeName::new(format!("n{number}")),
+        address: [192, 0, 2, number].into(),
+        spaces: Vec::new(),
+    }
 }
 
 fn service(line: &str) -> Service {
@@ -206,6 +210,7 @@ fn service(line: &str) -> Service {
         tasks: Vec::new(),
         timeouts: Timeouts::default(),
         health: Default::default(),
+        vips: BTreeMap::new(),
     };
     let mut mode = PublishMode::Ingress;
     for word in words {
@@ -232,6 +237,7 @@ fn add_task_word(service: &mut Service, word: &str) {
             ipv6: None,
             weight: 1,
             state: TaskState::Active,
+            networks: BTreeMap::new(),
         });
         return;
     }

@@ -22,6 +22,7 @@ fn web(health: Health) -> Service {
         ipv6: None,
         weight: 1,
         state: TaskState::Active,
+        networks: Default::default(),
     };
     let port = Port {
         protocol: Protocol::Tcp,
@@ -36,6 +37,7 @@ fn web(health: Health) -> Service {
         tasks: vec![task(1, "n1"), task(2, "n1"), task(3, "n1"), task(4, "n2")],
         timeouts: Default::default(),
         health,
+        vips: Default::default(),
     }
 }
 
@@ -112,6 +114,15 @@ fn a_new_task_with_a_check_is_out_until_it_has_risen_and_only_this_nodes_are_jud
     assert!(!probe(&mut book, 1, Ok(())) && probe(&mut book, 1, Ok(())));
     assert_eq!(active(&book), ["1", "4"]);
     assert!(book.targets()[&asked(1)].known);
+}
+
+#[test]
+fn a_task_that_its_node_does_not_reach_is_not_asked_and_serves() {
+    let mut service = web(checked());
+    service.tasks[0].ipv4 = None;
+    let book = book(Held::new(), service);
+    assert_eq!(active(&book), ["1", "4"]);
+    assert!(!book.targets().contains_key(&asked(1)));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use weir_mesh::{
 };
 
 use super::{
-    pieces::pieces,
+    pieces::{Digest, pieces},
     services::{self, NodeNames, ServiceDraft, TaskDraft},
 };
 use crate::{
@@ -44,7 +44,10 @@ pub(super) fn parse_whole(
 
 /// What one piece of the text says, as far as the rest of the mesh depends on it.
 pub(super) struct Piece {
-    pub range: Range<usize>,
+    /// Its length in bytes.
+    pub len: usize,
+    /// What tells its text from any other.
+    pub digest: Digest,
     pub nodes: Vec<Node>,
     pub services: Vec<(ServiceName, Box<[PortSpec]>)>,
 }
@@ -111,7 +114,8 @@ impl Drafts {
         }
         let services = self.services[services..].iter();
         self.pieces.push(Piece {
-            range,
+            len: range.len(),
+            digest: Digest::of(&findings.text()[range]),
             nodes: self.nodes[nodes..].to_vec(),
             services: services.map(|draft| (draft.name.clone(), draft.specs())).collect(),
         });

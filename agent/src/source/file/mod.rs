@@ -2,6 +2,7 @@
 
 mod assemble;
 mod health;
+mod networks;
 mod pieces;
 mod publish;
 mod reader;

@@ -10,6 +10,18 @@ use toml_parser::{
     Source,
     lexer::{Token, TokenKind},
 };
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Stands for a text that need not be kept: no two texts of one mesh will ever have the same, since
+/// that would be a one in 2^128 event. Whoever could bring it about may write the file anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Digest(u128);
+
+impl Digest {
+    pub(super) fn of(text: &str) -> Self {
+        Self(xxh3_128(text.as_bytes()))
+    }
+}
 
 /// The pieces of `text`, in order and without gaps: the top, then one for each `[[service]]`.
 pub(super) fn pieces(text: &str) -> Vec<Range<usize>> {

@@ -1,6 +1,7 @@
 //! Reads a file that is read again and again, each time with a few changes.
 //!
-//! Of a text that is good, each piece is remembered with what it said. Of the next text only the
+//! Of a text that is good, each piece is remembered by its digest, with what it said. Of the next
+//! text only the
 //! pieces that are not among them are parsed, and only what depends on these is checked. Whatever is
 //! not plainly right is left to the parse of the whole, which alone reports mistakes: both ways
 //! answer the same, one of them sooner.
@@ -19,7 +20,7 @@ use weir_mesh::{
 
 use super::{
     assemble::{Drafts, Piece, note_shared_addresses, parse_whole},
-    pieces::{begins_piece, piece_end},
+    pieces::{Digest, begins_piece, piece_end},
     services::ServiceDraft,
 };
 use crate::{
@@ -38,12 +39,12 @@ pub struct Reader {
 
 /// A text that was good, and what it said.
 struct Reading {
-    text: String,
     pieces: Vec<Piece>,
     desired: Arc<Desired>,
 }
 
 /// A piece of the new text.
+#[derive(PartialEq)]
 enum Step {
     /// The piece of the old text with this number.
     Kept(usize),
@@ -64,23 +65,24 @@ impl Reader {
 
     /// Reads the text of `file`: the desired state, or everything that is wrong. Services that are
     /// as they were in the last good text are shared with the answer to that.
-    pub fn read(&mut self, file: &str, text: String) -> Result<Arc<Desired>, Vec<Fault>> {
+    pub fn read(&mut self, file: &str, text: &str) -> Result<Arc<Desired>, Vec<Fault>> {
         if let Some(last) = &mut self.last {
-            if last.text == text {
+            let steps = last.align(text);
+            if last.is_same(&steps) {
                 return Ok(last.desired.clone());
             }
-            if let Some((desired, pieces)) = last.follow(&text, self.defaults) {
+            if let Some((desired, pieces)) = last.follow(text, steps, self.defaults) {
                 let desired = Arc::new(desired);
-                *last = Reading { text, pieces, desired: desired.clone() };
+                *last = Reading { pieces, desired: desired.clone() };
                 return Ok(desired);
             }
         }
-        let (mut desired, pieces) = parse_whole(file, &text, self.defaults)?;
+        let (mut desired, pieces) = parse_whole(file, text, self.defaults)?;
         if let Some(last) = &self.last {
             share(&mut desired.services, &last.desired.services);
         }
         let desired = Arc::new(desired);
-        self.last = Some(Reading { text, pieces, desired: desired.clone() });
+        self.last = Some(Reading { pieces, desired: desired.clone() });
         Ok(desired)
     }
 }
@@ -95,18 +97,28 @@ fn share(services: &mut Services, earlier: &Services) {
 }
 
 impl Piece {
-    /// The same piece, beginning elsewhere.
-    fn moved_to(&mut self, start: usize) -> Self {
+    /// Takes its content away, to be kept.
+    fn take(&mut self) -> Self {
         let (nodes, services) =
             (std::mem::take(&mut self.nodes), std::mem::take(&mut self.services));
-        Self { range: start..start + self.range.len(), nodes, services }
+        Self { nodes, services, ..*self }
     }
 }
 
 impl Reading {
+    /// Whether the new text is this one.
+    fn is_same(&self, steps: &[Step]) -> bool {
+        let same = (0..self.pieces.len()).map(Step::Kept);
+        steps.len() == self.pieces.len() && same.zip(steps).all(|(old, new)| old == *new)
+    }
+
     /// What `text` says, if it is good and can be told from what this one said.
-    fn follow(&mut self, text: &str, defaults: Timeouts) -> Option<(Desired, Vec<Piece>)> {
-        let steps = self.align(text);
+    fn follow(
+        &mut self,
+        text: &str,
+        steps: Vec<Step>,
+        defaults: Timeouts,
+    ) -> Option<(Desired, Vec<Piece>)> {
         let findings = Findings::new("", text);
         let mut drafts = Drafts::default();
         let mut removed = vec![true; self.pieces.len()];
@@ -129,15 +141,12 @@ impl Reading {
         let after = specs_of(&drafts.pieces);
         let desired = self.change(&steps, &drafts.pieces, &before, &after, drafts.services)?;
         let mut new = drafts.pieces.into_iter();
-        let mut start = 0;
         let mut pieces = Vec::with_capacity(steps.len());
         for step in steps {
-            let piece = match step {
-                Step::Kept(at) => self.pieces[at].moved_to(start),
+            pieces.push(match step {
+                Step::Kept(at) => self.pieces[at].take(),
                 Step::New(_) => new.next()?,
-            };
-            start = piece.range.end;
-            pieces.push(piece);
+            });
         }
         Some((desired, pieces))
     }
@@ -149,7 +158,7 @@ impl Reading {
     /// which another begins, is cut as it was then.
     fn align(&self, text: &str) -> Vec<Step> {
         let mut steps = Vec::with_capacity(self.pieces.len() + 1);
-        let mut by_text = None;
+        let mut by_digest = None;
         let (mut at, mut next) = (0, 0_usize);
         while at < text.len() || steps.is_empty() {
             // Unchanged; one removed; one added.
@@ -160,13 +169,13 @@ impl Reading {
                 candidates.into_iter().flatten().filter(|old| (*old == 0) == first);
             let near = candidates.find(|old| self.stands_at(*old, text, at));
             let (old, end) = match near {
-                Some(old) => (Some(old), at + self.pieces[old].range.len()),
+                Some(old) => (Some(old), at + self.pieces[old].len),
                 None => {
                     let end = piece_end(text, at, first);
                     let in_place = first || self.stands_at(next + 1, text, end);
                     let mut moved = || {
-                        let by_text = by_text.get_or_insert_with(|| self.by_text());
-                        by_text.get(&text[at..end]).copied()
+                        let by_digest = by_digest.get_or_insert_with(|| self.by_digest());
+                        by_digest.get(&Digest::of(&text[at..end])).copied()
                     };
                     (if in_place { None } else { moved() }, end)
                 }
@@ -178,16 +187,16 @@ impl Reading {
         steps
     }
 
-    fn by_text(&self) -> HashMap<&str, usize> {
+    fn by_digest(&self) -> HashMap<Digest, usize> {
         let pieces = self.pieces.iter().enumerate();
-        pieces.map(|(at, piece)| (&self.text[piece.range.clone()], at)).collect()
+        pieces.map(|(at, piece)| (piece.digest, at)).collect()
     }
 
     fn stands_at(&self, old: usize, text: &str, at: usize) -> bool {
         let Some(piece) = self.pieces.get(old) else { return false };
-        let piece = &self.text[piece.range.clone()];
-        let Some(rest) = text[at..].strip_prefix(piece) else { return false };
-        rest.is_empty() || (is_line_end(piece) && begins_piece(rest))
+        let Some((found, rest)) = text[at..].split_at_checked(piece.len) else { return false };
+        let is_whole = rest.is_empty() || (is_line_end(found) && begins_piece(rest));
+        is_whole && Digest::of(found) == piece.digest
     }
 
     fn change(

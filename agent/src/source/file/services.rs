@@ -7,11 +7,11 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Health, Node, NodeName, Port, Service, ServiceName, Task, TaskName, TaskState,
-    Timeouts, ports::PortSpec,
+    Balance, Health, NetworkId, Node, NodeName, Port, Service, ServiceName, Task, TaskName,
+    TaskState, Timeouts, ports::PortSpec,
 };
 
-use super::{health, publish};
+use super::{health, networks, publish};
 use crate::document::{Table, Value};
 
 /// A service and where it stands.
@@ -25,6 +25,7 @@ pub(super) struct ServiceDraft {
     pub loose_nodes: Vec<(String, usize)>,
     pub timeouts: Timeouts,
     pub health: Health,
+    pub vips: BTreeMap<NetworkId, Vec<IpAddr>>,
 }
 
 /// A published port and where it stands.
@@ -67,8 +68,8 @@ impl ServiceDraft {
         let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
-        let Self { name, balance, timeouts, health, .. } = self;
-        Service { name, balance, ports, tasks, timeouts, health }
+        let Self { name, balance, timeouts, health, vips, .. } = self;
+        Service { name, balance, ports, tasks, timeouts, health, vips }
     }
 }
 
@@ -77,10 +78,11 @@ pub(super) fn node(table: Table<'_, '_>) -> (Option<String>, Option<Node>) {
     let Some(name) = name_of(table, "node", "name = \"n1\"") else { return (None, None) };
     let subject = format!("node {name}");
     let table = table.named(&subject);
-    table.allow_only(&["name", "address"]);
+    table.allow_only(&["name", "address", "networks", "space"]);
     let address = table.require("address", "write its underlay address: address = \"10.0.0.11\"");
     let address = address.and_then(crate::config::node_address);
-    let node = address.map(|address| Node { name: NodeName::new(name), address });
+    let spaces = networks::spaces(table, &subject);
+    let node = address.map(|address| Node { name: NodeName::new(name), address, spaces });
     (Some(name.to_owned()), node)
 }
 
@@ -96,7 +98,7 @@ pub(super) fn service(
         None => "service without name".to_owned(),
     };
     let table = table.named(&subject);
-    table.allow_only(&["name", "balance", "publish", "task", "timeouts", "health", "eject"]);
+    table.allow_only(&["name", "balance", "publish", "task", "timeouts", "health", "eject", "vip"]);
     let balance = table.get("balance").and_then(balance).unwrap_or_default();
     let ports = table.get("publish").map(publish::ports).unwrap_or_default();
     let tasks = table.get("task").and_then(|tasks| tasks.list("[[service.task]]"));
@@ -111,6 +113,8 @@ pub(super) fn service(
         check: table.get("health").and_then(|value| health::check(value, &subject, &ports)),
         ejection: health::ejection(table.get("eject"), &subject),
     };
+    let vip_subject = format!("{subject}: vip");
+    let vips = table.get("vip").map(|vip| networks::by_network(vip, &vip_subject));
     let name = ServiceName::new(name?);
     Some(ServiceDraft {
         name,
@@ -121,6 +125,7 @@ pub(super) fn service(
         loose_nodes,
         timeouts,
         health,
+        vips: vips.unwrap_or_default(),
     })
 }
 
@@ -137,12 +142,14 @@ fn task(
         None => format!("{service}: task without name"),
     };
     let table = table.named(&subject);
-    table.allow_only(&["name", "node", "address", "weight", "state"]);
+    table.allow_only(&["name", "node", "address", "weight", "state", "networks"]);
     let node = table.require("node", "write the name of the [[node]] that runs it");
     let node = node.and_then(|node| Some((node.string("the name of a [[node]]")?, node.offset())));
     let address = table.require("address", ADDRESS).and_then(addresses);
     let weight = table.get("weight").and_then(|weight| weight.number(0..=u64::from(MAX_WEIGHT)));
     let state = table.get("state").and_then(state).unwrap_or_default();
+    let networks_subject = format!("{subject}: networks");
+    let networks = table.get("networks").map(|own| networks::by_network(own, &networks_subject));
     let (node, node_offset) = node?;
     let Some((name, (ipv4, ipv6))) = name.zip(address) else {
         loose_nodes.push((node.to_owned(), node_offset));
@@ -155,6 +162,7 @@ fn task(
         ipv6,
         weight: weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(1),
         state,
+        networks: networks.unwrap_or_default(),
     };
     Some(TaskDraft { task, offset: table.offset(), node_offset })
 }
@@ -182,7 +190,7 @@ fn state(value: Value<'_, '_>) -> Option<TaskState> {
 }
 
 /// One address, or one of each family.
-fn addresses(value: Value<'_, '_>) -> Option<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+pub(super) fn addresses(value: Value<'_, '_>) -> Option<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
     let mut found = (None, None);
     if value.is_list() {
         let before = found;
@@ -190,7 +198,7 @@ fn addresses(value: Value<'_, '_>) -> Option<(Option<Ipv4Addr>, Option<Ipv6Addr>
             take_address(entry, &mut found)?;
         }
         if found == before {
-            value.fault("an empty list", ADDRESS);
+            value.fault("an empty list", "write one such as \"172.18.0.3\" or \"fd18::3\"");
             return None;
         }
     } else {
@@ -213,7 +221,7 @@ fn take_address(
         _ => None,
     };
     if let Some(unfit) = unfit {
-        value.fault(unfit, "write the address of the task's own interface");
+        value.fault(unfit, "write an address at which others reach it");
         return None;
     }
     let second = match address {
@@ -223,7 +231,7 @@ fn take_address(
     if second {
         let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
         let problem = format!("a second {family} address");
-        value.fault(problem, "a task has at most one IPv4 and one IPv6 address");
+        value.fault(problem, "write at most one IPv4 and one IPv6 address");
         return None;
     }
     Some(())

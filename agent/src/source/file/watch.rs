@@ -185,7 +185,7 @@ fn read_file(path: &Path, reader: &mut Reader, had_one: bool) -> Result<Arc<Desi
         return Err(whole("empty", "is empty".into(), remedy));
     }
     reader
-        .read(&path.display().to_string(), text)
+        .read(&path.display().to_string(), &text)
         .map_err(|faults| Trouble { reason: "invalid", faults: faults.into() })
 }
 

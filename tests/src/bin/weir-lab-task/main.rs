@@ -3,6 +3,7 @@
 mod bulk;
 mod echo;
 mod http;
+mod image;
 mod listen;
 mod refusing;
 
@@ -32,6 +33,14 @@ enum Program {
         #[arg(long)]
         say_name: bool,
     },
+    /// What a container of the lab's images does: HTTP at port 80, echo at port 53
+    Serve(image::Serve),
+    /// The health check of such a container
+    Health,
+    /// Make the health check of this container fail
+    Sick,
+    /// End that
+    Well,
     /// Ask services over sockets, and print what was seen
     Probe {
         /// A JSON list of probes
@@ -81,6 +90,10 @@ async fn main() -> Result<()> {
     match Cli::parse().program {
         Program::Http { server } => http::serve(server).await,
         Program::Echo { server, say_name } => echo::serve(server, say_name).await,
+        Program::Serve(settings) => image::serve(settings).await,
+        Program::Health => image::health(),
+        Program::Sick => image::set_sick(true),
+        Program::Well => image::set_sick(false),
         Program::Probe { probes } => probe(&probes),
         Program::RefusePrograms { command } => refusing::run(&command),
         Program::Sink(peer) => bulk::sink(&peer),
@@ -90,7 +103,7 @@ async fn main() -> Result<()> {
 
 fn probe(probes: &str) -> Result<()> {
     let probes: Vec<Probe> = serde_json::from_str(probes)?;
-    let seen: Vec<_> = probes.iter().map(Probe::ask).collect();
+    let seen: Vec<_> = probes.iter().flat_map(Probe::ask_all).collect();
     println!("{}", serde_json::to_string(&seen)?);
     Ok(())
 }

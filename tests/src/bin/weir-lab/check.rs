@@ -8,10 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use weir_tests::lab::command;
 use weir_tests::traffic::{HttpLoad, Report, UdpLoad};
-use weir_tests::{State, eventually};
+use weir_tests::{State, eventually, interrupt};
 
 use crate::demo::{Demo, ECHO, WEB};
-use crate::interrupt;
 
 /// Long enough for a change of mesh.toml to be everywhere.
 const SETTLE: Duration = Duration::from_secs(10);

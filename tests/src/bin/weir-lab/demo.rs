@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use weir_tests::agent::agent_program;
 use weir_tests::firewall::{tcp, udp};
 use weir_tests::lab::command;
-use weir_tests::{Agent, Client, Lab, Mesh, Process, Task};
+use weir_tests::{Agent, Client, Lab, Mesh, Process, Task, interrupt};
 
-use crate::{Cli, interrupt};
+use crate::Cli;
 
 /// The published port of `web`.
 pub const WEB: u16 = 8080;

@@ -2,13 +2,13 @@
 
 mod check;
 mod demo;
-mod interrupt;
 mod watch;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use weir_tests::interrupt;
 
 use demo::Demo;
 

@@ -4,9 +4,9 @@ use std::io::{IsTerminal, Write, stdout};
 use std::time::Duration;
 
 use anyhow::Result;
+use weir_tests::interrupt;
 
 use crate::demo::{Demo, ECHO, WEB};
-use crate::interrupt;
 
 /// Shows the mesh until somebody presses Ctrl-C.
 pub fn run(demo: &Demo) -> Result<()> {

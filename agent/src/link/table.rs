@@ -1,0 +1,222 @@
+//! What one side has to say, kept so that any number of readers at any speed can be told: each key
+//! has its newest value only, at the sequence number of its last change. A reader is a number. One
+//! that is slow skips what has been overtaken; nothing is ever queued for it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::wire::{BATCH, Head, Item, Key};
+
+/// Keys that are gone are remembered, so that readers hear of it; at most so many. A reader that
+/// is further behind begins again.
+const MOST_GRAVES: usize = 4096;
+
+/// Keys, values, and the order in which they changed.
+#[derive(Debug, Default)]
+pub struct Table {
+    head: u64,
+    entries: BTreeMap<Key, Entry>,
+    order: BTreeMap<u64, Key>,
+    graves: BTreeMap<u64, Key>,
+    /// Graves up to here have been forgotten.
+    floor: u64,
+    /// The last batch that was made: most readers are at the same place.
+    last: Option<(u64, u64, Bytes)>,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    sequence: u64,
+    item: Item,
+    bytes: Bytes,
+}
+
+/// How far a reader is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The last sequence number that it has; 0: none.
+    pub at: u64,
+    /// Whether it has begun.
+    begun: bool,
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Of a reader that has all up to `at`.
+    pub fn after(at: u64) -> Self {
+        Self { at, begun: at > 0 }
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    /// The sequence number of the last change.
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// Keys that have a value.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.graves.len()
+    }
+
+    /// Whether no key has a value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Items that were too long to be sent.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// The keys that have a value.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.entries.iter().filter(|(_, entry)| !entry.item.is_gone()).map(|(key, _)| key)
+    }
+
+    /// Takes a value, or the word that there is none. Whether that changed anything.
+    pub fn set(&mut self, item: Item) -> bool {
+        let key = item.key();
+        match self.entries.get(&key) {
+            Some(entry) if entry.item == item => return false,
+            None if item.is_gone() => return false,
+            _ => {}
+        }
+        let Some(bytes) = item.encode() else {
+            self.dropped += 1;
+            return false;
+        };
+        self.head += 1;
+        let sequence = self.head;
+        if item.is_gone() {
+            self.graves.insert(sequence, key.clone());
+        }
+        self.order.insert(sequence, key.clone());
+        if let Some(old) = self.entries.insert(key, Entry { sequence, item, bytes }) {
+            self.order.remove(&old.sequence);
+            self.graves.remove(&old.sequence);
+        }
+        while self.graves.len() > MOST_GRAVES {
+            let Some((sequence, key)) = self.graves.pop_first() else { break };
+            self.order.remove(&sequence);
+            self.entries.remove(&key);
+            self.floor = sequence;
+        }
+        true
+    }
+
+    /// The next frame for a reader, about [`BATCH`] bytes long; `None` when it has everything.
+    pub fn next(&mut self, place: &mut Place) -> Option<Bytes> {
+        if place.begun && (place.at < self.floor || place.at > self.head) {
+            *place = Place::default();
+        }
+        let Place { at: from, begun } = *place;
+        if begun && from == self.head {
+            return None;
+        }
+        if let Some((start, end, frame)) = &self.last
+            && (*start, *end, begun) == (from, self.head, true)
+        {
+            place.at = *end;
+            return Some(frame.clone());
+        }
+        let mut length = 0;
+        let mut to = from;
+        let mut picked = Vec::new();
+        for (sequence, key) in self.order.range(from + 1..) {
+            if length >= BATCH {
+                break;
+            }
+            to = *sequence;
+            if let Some(entry) = self.entries.get(key) {
+                length += entry.bytes.len();
+                picked.push(&entry.bytes);
+            }
+        }
+        let head = Head::Batch { from, to, first: !begun, whole: to == self.head };
+        let frame = head.frame_with(picked.into_iter());
+        if begun {
+            self.last = Some((from, to, frame.clone()));
+        }
+        *place = Place { at: to, begun: true };
+        Some(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_mesh::cluster::NodeId;
+
+    use super::*;
+    use crate::link::wire::{Decoder, Frame};
+
+    fn alive(node: usize, alive: bool) -> Item {
+        Item::Alive(NodeId::new(format!("n{node}")), Some(alive))
+    }
+
+    fn frame(bytes: &Bytes) -> Frame {
+        let mut decoder = Decoder::default();
+        decoder.push(bytes);
+        decoder.frame().expect("a frame").expect("a whole frame")
+    }
+
+    #[test]
+    fn a_slow_reader_gets_only_the_newest_value_of_each_key() {
+        let mut table = Table::default();
+        let mut place = Place::default();
+        table.next(&mut place);
+        for turn in 0..10_001 {
+            table.set(alive(0, turn % 2 == 0));
+        }
+        let bytes = table.next(&mut place).expect("news");
+        assert_eq!(frame(&bytes).items, [alive(0, true)]);
+        assert!(bytes.len() < 100, "{} bytes", bytes.len());
+        assert_eq!(table.next(&mut place), None);
+        assert_eq!(table.entries.len() + table.order.len(), 2);
+    }
+
+    #[test]
+    fn a_reader_that_missed_forgotten_graves_begins_again() {
+        let mut table = Table::default();
+        table.set(alive(0, true));
+        let mut place = Place::default();
+        table.next(&mut place);
+        for node in 1..=MOST_GRAVES + 1 {
+            table.set(alive(node, true));
+            table.set(alive(node, true).key().gone());
+        }
+        let bytes = table.next(&mut place).expect("news");
+        assert!(matches!(frame(&bytes).head, Head::Batch { first: true, from: 0, .. }));
+        assert!(table.graves.len() <= MOST_GRAVES && table.len() == 1);
+    }
+
+    #[test]
+    fn what_is_long_travels_in_several_frames_of_which_the_last_is_whole() {
+        let mut table = Table::default();
+        for node in 0..20_000 {
+            table.set(alive(node, true));
+        }
+        let (mut place, mut items, mut wholes) = (Place::default(), 0, Vec::new());
+        while let Some(bytes) = table.next(&mut place) {
+            let Frame { head, items: more } = frame(&bytes);
+            items += more.len();
+            let Head::Batch { whole, .. } = head else { panic!("{head:?}") };
+            wholes.push(whole);
+        }
+        assert_eq!(items, 20_000);
+        assert!(wholes.len() > 2);
+        assert_eq!(wholes.iter().position(|whole| *whole), Some(wholes.len() - 1));
+    }
+
+    #[test]
+    fn a_frame_that_claims_to_be_too_long_is_refused_before_it_arrives() {
+        let mut decoder = Decoder::default();
+        decoder.push(&u32::MAX.to_be_bytes());
+        assert!(decoder.frame().is_err());
+    }
+}

@@ -1,0 +1,6 @@
+//! Real TLS over loopback, certificates made on the spot in the shape of Swarm's.
+
+mod cluster;
+mod identity;
+mod lies;
+mod pki;

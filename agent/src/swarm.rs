@@ -1,0 +1,148 @@
+//! A node of a Swarm: its dockerd and the agents of the other nodes, brought together.
+//!
+//! dockerd tells the link who this node is, what it runs and, on managers, what the Swarm declares;
+//! the link tells the source what the other nodes say.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::watch, time};
+use tracing::warn;
+
+use crate::{
+    config::{Config, DockerSourceConfig, LinkConfig},
+    link::{self, ClusterView, From, Inputs, Link, identity::Files},
+    source::{
+        SourceState,
+        docker::{DockerSource, DockerState, Engine, PeerWords, Voices},
+    },
+};
+
+/// For so long a start waits for the agent of a manager; then this node goes on with what it knows
+/// itself and Docker's gossip.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The link, as soon as dockerd has said who this node is.
+pub type LateLink = Arc<OnceLock<Link>>;
+
+/// Follows dockerd and the other agents; the desired state is what all of them say together.
+pub fn follow(
+    config: &Config,
+    docker: &DockerSourceConfig,
+) -> (watch::Receiver<SourceState>, LateLink) {
+    let (source, words) = DockerSource::new(docker, config.node.address);
+    tokio::spawn(source.run());
+    let unheard = PeerWords { settled: false, ..PeerWords::none() };
+    let (peers, heard) = watch::channel(unheard);
+    let (voices, state) = Voices::new(words.clone(), heard, config.timeouts);
+    tokio::spawn(voices.run());
+    let late = LateLink::default();
+    tokio::spawn(link_up(config.link.clone(), words, peers, late.clone()));
+    (state, late)
+}
+
+/// Starts the link once there is something to say: a report without this node's tasks would make
+/// the other nodes give them up.
+async fn link_up(
+    config: LinkConfig,
+    mut words: watch::Receiver<DockerState>,
+    peers: watch::Sender<PeerWords>,
+    late: LateLink,
+) {
+    let known = words.wait_for(|state| state.engine.is_some() && state.report.is_some()).await;
+    let Ok(state) = known.map(|state| state.clone()) else { return };
+    let Some((engine, report)) = state.engine.as_ref().zip(state.report.clone()) else { return };
+    let (files, files_seen) = watch::channel(files(&config, engine));
+    let (managers, managers_seen) = watch::channel(managers(&config, engine));
+    let (declared, declared_seen) = watch::channel(first_hand(&state));
+    let (reports, reports_seen) = watch::channel(report);
+    let inputs = Inputs {
+        files: files_seen,
+        managers: managers_seen,
+        declared: declared_seen,
+        report: reports_seen,
+    };
+    let settings = link::Settings { silence: config.silence, ..link::Settings::at(config.listen) };
+    let started = link::start(&settings, inputs);
+    let view = started.view();
+    // Nobody else sets it.
+    let _ = late.set(started);
+    let telling = async {
+        while words.changed().await.is_ok() {
+            let state = words.borrow_and_update().clone();
+            if let Some(engine) = &state.engine {
+                replace(&files, self::files(&config, engine));
+                replace(&managers, self::managers(&config, engine));
+            }
+            if let Some(report) = &state.report {
+                replace(&reports, report.clone());
+            }
+            replace(&declared, first_hand(&state));
+        }
+    };
+    tokio::join!(telling, listen(view, peers));
+}
+
+/// Passes on what the other nodes say, from when somebody says something.
+async fn listen(mut view: watch::Receiver<ClusterView>, peers: watch::Sender<PeerWords>) {
+    let heard = view.wait_for(|view| view.from != From::Nobody);
+    if time::timeout(PATIENCE, heard).await.is_err() {
+        warn!(
+            waited = ?PATIENCE,
+            "no agent on a manager is heard, going on with what this node and Docker's gossip say"
+        );
+    }
+    loop {
+        let view_now = view.borrow_and_update().clone();
+        peers.send_replace(words_of(&view_now));
+        if view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What a view says. While no manager is heard nobody can tell who is alive.
+fn words_of(view: &ClusterView) -> PeerWords {
+    let reports = view.reports.iter();
+    let said = reports.filter_map(|(id, node)| Some((id.clone(), node.report.clone()?)));
+    let alive = view.reports.iter().filter(|(_, node)| node.alive).map(|(id, _)| id.clone());
+    PeerWords {
+        declared: view.declared.clone(),
+        reports: said.collect(),
+        alive: (view.from != From::Nobody).then(|| alive.collect()),
+        settled: true,
+        noticed: Instant::now(),
+    }
+}
+
+/// Swarm's own certificates, unless others are configured.
+fn files(config: &LinkConfig, engine: &Engine) -> Option<Files> {
+    Some(config.files.clone().unwrap_or_else(|| Files::of_swarm(&engine.root)))
+}
+
+/// Swarm's managers, unless others are configured. Their agents listen where this one would.
+fn managers(config: &LinkConfig, engine: &Engine) -> BTreeSet<SocketAddr> {
+    if !config.peers.is_empty() {
+        return config.peers.clone();
+    }
+    let port = config.listen.port();
+    engine.managers.iter().map(|(_, swarm)| SocketAddr::new(swarm.ip(), port)).collect()
+}
+
+/// What this node may declare to others.
+fn first_hand(state: &DockerState) -> Option<Arc<weir_mesh::cluster::Declared>> {
+    let manager = state.engine.as_ref().is_some_and(|engine| engine.manager);
+    state.declared.clone().filter(|_| manager)
+}
+
+fn replace<T: PartialEq>(to: &watch::Sender<T>, new: T) {
+    to.send_if_modified(|old| {
+        let changed = *old != new;
+        *old = new;
+        changed
+    });
+}

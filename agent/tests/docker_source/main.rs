@@ -1,0 +1,7 @@
+//! The Docker source against a dockerd that answers from a script: what a real one cannot be made to
+//! do on demand.
+
+mod fake;
+mod life;
+mod trouble;
+mod watched;

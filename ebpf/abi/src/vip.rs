@@ -1,0 +1,47 @@
+//! Virtual addresses of services on networks that containers share.
+
+use crate::{Ip6, Region, size};
+
+/// Which networks a network namespace is attached to: value of `SPACES`, by the namespace's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// The key again. A hash map may give the memory of a deleted element to another one while a
+    /// program still reads it; the program sees it here.
+    pub cookie: u64,
+    /// Identities of the networks; the first 0 ends them.
+    pub networks: [u64; size::SPACE_NETWORKS],
+}
+const _: () = assert!(size_of::<Space>() == 512);
+
+impl Default for Space {
+    fn default() -> Self {
+        Self { cookie: 0, networks: [0; size::SPACE_NETWORKS] }
+    }
+}
+
+/// A virtual address on its network: key of `VIP_SLOTS`, whose values are positions in `VIPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VipKey {
+    /// Identity of the network.
+    pub network: u64,
+    /// The address; IPv4 as `::ffff:a.b.c.d`.
+    pub addr: Ip6,
+}
+const _: () = assert!(size_of::<VipKey>() == 24);
+
+/// What a virtual address stands for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vip {
+    /// The cells of `VIP_TASKS` with the addresses of its tasks, ascending. Changed as one word.
+    pub run: Region,
+    /// The virtual address itself; network 0: the position is free.
+    pub key: VipKey,
+    /// How many turns were taken. Counted by the programs.
+    pub turn: u32,
+    /// How far one turn is from the next, in cells.
+    pub stride: u32,
+}
+const _: () = assert!(size_of::<Vip>() == 40);

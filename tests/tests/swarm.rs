@@ -1,0 +1,177 @@
+//! weir beside a real Docker Swarm, deployed as a user deploys it.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use weir_tests::agent::agent_program;
+use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
+use weir_tests::traffic::HttpLoad;
+use weir_tests::{How, Probe, eventually};
+
+const CREATE_WEB: &str = "service create -d --no-resolve-image --name web --replicas 3 \
+                          -p 8081:80 -p 8081:53/udp task:v1";
+
+fn swarm() -> Swarm {
+    let images = task_images().unwrap();
+    let builder = images.into_iter().fold(Swarm::builder(), |builder, image| builder.image(image));
+    let swarm = builder.image(weir_image().unwrap()).build().unwrap();
+    eprintln!("the Swarm is ready after {:?}", swarm.age());
+    swarm
+}
+
+/// Deploys weir as a user does: with the stack file, and nothing else.
+fn deploy_weir(swarm: &Swarm) {
+    swarm.deploy("weir", &[&repository("deploy/stack.yml")]).unwrap();
+    wait_ready(swarm);
+}
+
+fn wait_ready(swarm: &Swarm) {
+    for node in swarm.nodes() {
+        let ready = format!("weir on {} to be ready", node.name());
+        eventually(&ready, Duration::from_secs(30), || -> Result<()> {
+            let answer = node.weir("/readyz")?;
+            ensure!(answer.status == 200, "{} {}", answer.status, answer.body.trim());
+            Ok(())
+        })
+        .unwrap();
+    }
+    eprintln!("weir is ready after {:?}", swarm.age());
+}
+
+/// Waits until the mesh of every node serves all ports of a service.
+fn wait_served(swarm: &Swarm, service: &str) {
+    for node in swarm.nodes() {
+        let served = format!("{service} to be served on {}", node.name());
+        eventually(&served, Duration::from_secs(20), || -> Result<()> {
+            let answer: serde_json::Value =
+                serde_json::from_str(&node.weir("/api/v1/services")?.body)?;
+            let services = answer["services"].as_array().cloned().unwrap_or_default();
+            let found = services.iter().find(|one| one["name"] == service);
+            let ports = found.and_then(|one| one["ports"].as_array()).cloned().unwrap_or_default();
+            ensure!(
+                !ports.is_empty() && ports.iter().all(|port| port["state"] == "served"),
+                "{answer}"
+            );
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// Every node answers a client from all three tasks, over TCP and UDP, and so does its localhost.
+fn assert_served(swarm: &Swarm) {
+    wait_served(swarm, "web");
+    let client = swarm.client("c1");
+    for node in swarm.nodes() {
+        for how in [How::Tcp, How::Udp] {
+            let answered: BTreeSet<String> = (0..12)
+                .map(|_| {
+                    let seen = client.ask(&Probe::new(how, node.target(8081)));
+                    seen.client_kept(client.addresses()[0]).unwrap();
+                    seen.task.unwrap()
+                })
+                .collect();
+            assert_eq!(answered.len(), 3, "{} {answered:?}", node.name());
+        }
+        let own: Vec<Probe> = (0..6).map(|_| Probe::tcp("127.0.0.1:8081")).collect();
+        let seen = node.host().probe(&own).unwrap();
+        let answered: BTreeSet<_> = seen.into_iter().map(|seen| seen.task).collect();
+        assert_eq!(answered.len(), 3, "from {} itself: {answered:?}", node.name());
+    }
+}
+
+#[test]
+fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
+    let swarm = swarm();
+    swarm.docker(CREATE_WEB).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    eprintln!("the service runs after {:?}", swarm.age());
+    deploy_weir(&swarm);
+    assert_served(&swarm);
+    eprintln!("all is asked after {:?}", swarm.age());
+    swarm.finish().unwrap();
+}
+
+#[test]
+fn forwarding_outlives_the_stack_and_ends_with_the_uninstall_stack() {
+    let swarm = swarm();
+    swarm.docker(CREATE_WEB).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    let before: Vec<_> = swarm.nodes().iter().map(|node| node.kernel_traces().unwrap()).collect();
+    deploy_weir(&swarm);
+    let targets = swarm.nodes().iter().map(|node| node.target(8081));
+    let load = HttpLoad::new(swarm.client("c1").netns(), targets).start().unwrap();
+    swarm.docker("stack rm weir").unwrap();
+    for node in swarm.nodes() {
+        let gone = format!("the agent of {} to be gone", node.name());
+        eventually(&gone, Duration::from_secs(20), || -> Result<()> {
+            ensure!(node.tasks("weir_agent")?.is_empty(), "it runs");
+            Ok(())
+        })
+        .unwrap();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    load.stop().unwrap().assert_clean();
+    swarm.deploy("weir-uninstall", &[&repository("deploy/uninstall.yml")]).unwrap();
+    for (node, before) in swarm.nodes().iter().zip(before) {
+        let clean = format!("{} to be as before", node.name());
+        eventually(&clean, Duration::from_secs(20), || -> Result<()> {
+            let left: Vec<_> = node.kernel_traces()?.difference(&before).cloned().collect();
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    swarm.finish().unwrap();
+}
+
+/// `setpriv --bounding-set=-all,+bpf,...`: what the unit leaves to root.
+fn as_the_unit_runs_it() -> Command {
+    let unit = fs::read_to_string(repository("deploy/weir.service")).unwrap();
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let names = line.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
+    let kept: String = names.map(|name| format!(",+{name}")).collect();
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--bounding-set=-all{kept}")).arg(agent_program().unwrap()).arg("agent");
+    command
+}
+
+#[test]
+fn the_capabilities_of_the_systemd_unit_are_enough_on_a_node_of_a_swarm() {
+    let swarm = swarm();
+    swarm.docker(CREATE_WEB).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    let agents: Vec<_> =
+        swarm.nodes().iter().map(|node| node.spawn(as_the_unit_runs_it()).unwrap()).collect();
+    wait_ready(&swarm);
+    assert_served(&swarm);
+    drop(agents);
+    swarm.finish().unwrap();
+}
+
+#[test]
+fn a_port_in_host_mode_is_served_though_docker_proxy_listens_on_it() {
+    let swarm = swarm();
+    let create = "service create -d --no-resolve-image --name web --mode global \
+                  --publish mode=host,published=8090,target=80 task:v1";
+    swarm.docker(create).unwrap();
+    swarm.wait_running("web", 3).unwrap();
+    deploy_weir(&swarm);
+    let client = swarm.client("c1");
+    for node in swarm.nodes() {
+        let seen = client.ask(&Probe::tcp(node.target(8090)));
+        seen.client_kept(client.addresses()[0]).unwrap();
+        let own = node.tasks("web").unwrap();
+        let answered = seen.task.unwrap();
+        assert!(own[0].container.starts_with(answered.trim_start_matches("v1@")), "{answered}");
+        let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
+        let services = node.docker(&format!("exec {agent} /weir services")).unwrap();
+        assert!(services.contains(" served"), "{services}");
+    }
+    swarm.finish().unwrap();
+}
