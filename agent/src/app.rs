@@ -28,9 +28,9 @@ use crate::{
         thread::{Handle, Started},
     },
     snapshots::{self, SnapshotWriter},
-    source::{SourceState, file::FileSource},
+    source::{SourceState, docker::DockerState, file::FileSource},
     state::StateFile,
-    swarm::{self, LateLink},
+    swarm::{self, Followed, LateLink},
 };
 
 /// Where the configuration came from, to read it again.
@@ -52,7 +52,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
 
     // Sources -> snapshots.
     let (reload_source, reload_requests) = mpsc::channel(1);
-    let (source_state, link) = follow_source(&config, reload_requests);
+    let Sources { state: source_state, link, docker } = follow_source(&config, reload_requests);
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
     let (chamber, Wires { held, findings, targets, health }) =
@@ -67,6 +67,9 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         reconciler::thread::spawn(config.dataplane_options(), settings)
             .context("cannot start the reconciler's thread")?;
     tokio::spawn(reconciler.clone().follow(view.clone()));
+    if let Some(words) = docker {
+        tokio::spawn(swarm::pass_spaces(words, reconciler.clone()));
+    }
 
     // The node's own tasks -> snapshots.
     tokio::spawn(prober::run(targets, findings.clone()));
@@ -99,18 +102,24 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     Ok(())
 }
 
-/// The source of the desired state, and the link to other nodes that it may need.
-fn follow_source(
-    config: &Config,
-    reload: mpsc::Receiver<()>,
-) -> (watch::Receiver<SourceState>, LateLink) {
+/// The source of the desired state, and what comes with it in a Swarm.
+struct Sources {
+    state: watch::Receiver<SourceState>,
+    link: LateLink,
+    docker: Option<watch::Receiver<DockerState>>,
+}
+
+fn follow_source(config: &Config, reload: mpsc::Receiver<()>) -> Sources {
     match &config.source {
         SourceConfig::File(file) => {
             let (source, state) = FileSource::new(file, config.timeouts);
             tokio::spawn(source.run(reload));
-            (state, LateLink::default())
+            Sources { state, link: LateLink::default(), docker: None }
         }
-        SourceConfig::Docker(docker) => swarm::follow(config, docker),
+        SourceConfig::Docker(docker) => {
+            let Followed { state, link, words } = swarm::follow(config, docker);
+            Sources { state, link, docker: Some(words) }
+        }
     }
 }
 
@@ -147,7 +156,7 @@ fn reconciler_settings(config: &Config, metrics: &Metrics) -> reconciler::Settin
         intervals: config.reconcile,
         on_port_conflict: config.dataplane.on_port_conflict,
         // The file is the only source.
-        sees_containers: false,
+        sees_containers: matches!(config.source, SourceConfig::Docker(_)),
         listeners: ListenerTable::new(config.node.addresses.clone()),
         programming: metrics.programming.clone(),
     }

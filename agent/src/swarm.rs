@@ -16,6 +16,7 @@ use tracing::warn;
 use crate::{
     config::{Config, DockerSourceConfig, LinkConfig},
     link::{self, ClusterView, From, Inputs, Link, identity::Files},
+    reconciler::thread::Handle,
     source::{
         SourceState,
         docker::{DockerSource, DockerState, Engine, PeerWords, Voices},
@@ -29,11 +30,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The link, as soon as dockerd has said who this node is.
 pub type LateLink = Arc<OnceLock<Link>>;
 
+/// What is followed in a Swarm.
+pub struct Followed {
+    /// The desired state.
+    pub state: watch::Receiver<SourceState>,
+    /// The link to the other agents.
+    pub link: LateLink,
+    /// What dockerd says.
+    pub words: watch::Receiver<DockerState>,
+}
+
 /// Follows dockerd and the other agents; the desired state is what all of them say together.
-pub fn follow(
-    config: &Config,
-    docker: &DockerSourceConfig,
-) -> (watch::Receiver<SourceState>, LateLink) {
+pub fn follow(config: &Config, docker: &DockerSourceConfig) -> Followed {
     let (source, words) = DockerSource::new(docker, config.node.address);
     tokio::spawn(source.run());
     let unheard = PeerWords { settled: false, ..PeerWords::none() };
@@ -41,8 +49,25 @@ pub fn follow(
     let (voices, state) = Voices::new(words.clone(), heard, config.timeouts);
     tokio::spawn(voices.run());
     let late = LateLink::default();
-    tokio::spawn(link_up(config.link.clone(), words, peers, late.clone()));
-    (state, late)
+    tokio::spawn(link_up(config.link.clone(), words.clone(), peers, late.clone()));
+    Followed { state, link: late, words }
+}
+
+/// Tells the reconciler of the network namespaces of this node's containers.
+pub async fn pass_spaces(mut words: watch::Receiver<DockerState>, reconciler: Handle) {
+    let mut told = None;
+    loop {
+        let spaces = words.borrow_and_update().spaces.clone();
+        if spaces != told
+            && let Some(spaces) = &spaces
+        {
+            reconciler.see_spaces(spaces.to_vec());
+        }
+        told = spaces;
+        if words.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Starts the link once there is something to say: a report without this node's tasks would make

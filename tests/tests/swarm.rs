@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use weir_tests::agent::agent_program;
 use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{How, Probe, eventually};
+use weir_tests::{How, Probe, Seen, eventually};
 
 const CREATE_WEB: &str = "service create -d --no-resolve-image --name web --replicas 3 \
                           -p 8081:80 -p 8081:53/udp task:v1";
@@ -172,6 +172,53 @@ fn a_port_in_host_mode_is_served_though_docker_proxy_listens_on_it() {
         let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
         let services = node.docker(&format!("exec {agent} /weir services")).unwrap();
         assert!(services.contains(" served"), "{services}");
+    }
+    swarm.finish().unwrap();
+}
+
+/// What a container of a service sees when it asks.
+fn ask_from(swarm: &Swarm, service: &str, probe: &Probe) -> Seen {
+    let task = swarm.tasks(service).unwrap().pop().unwrap();
+    let probes = serde_json::to_string(&[probe]).unwrap();
+    let arguments = ["exec", &task.container, "/weir-lab-task", "probe", &probes];
+    let answer = swarm.node(&task.node).docker_with(&arguments).unwrap();
+    serde_json::from_str::<Vec<Seen>>(&answer).unwrap().pop().unwrap()
+}
+
+#[test]
+fn a_container_reaches_a_virtual_address_on_a_network_that_both_share_and_on_no_other() {
+    let swarm = swarm();
+    for network in ["shared", "other"] {
+        swarm.docker(&format!("network create -d overlay {network}")).unwrap();
+    }
+    for (service, network, replicas) in
+        [("back", "shared", 2), ("front", "shared", 1), ("stranger", "other", 1)]
+    {
+        let create = format!(
+            "service create -d --no-resolve-image --name {service} --replicas {replicas} \
+             --network {network} task:v1"
+        );
+        swarm.docker(&create).unwrap();
+    }
+    for (service, replicas) in [("back", 2), ("front", 1), ("stranger", 1)] {
+        swarm.wait_running(service, replicas).unwrap();
+    }
+    deploy_weir(&swarm);
+    let back = swarm.docker_with(&["service", "inspect", "back"]).unwrap();
+    let back: serde_json::Value = serde_json::from_str(&back).unwrap();
+    let address = back[0]["Endpoint"]["VirtualIPs"][0]["Addr"].as_str().unwrap();
+    let address: std::net::IpAddr = address.split('/').next().unwrap().parse().unwrap();
+    for (how, port) in [(How::Tcp, 80), (How::Udp, 53)] {
+        let probe = Probe::new(how, std::net::SocketAddr::new(address, port));
+        eventually("both tasks to answer", Duration::from_secs(10), || -> Result<()> {
+            let answered: BTreeSet<_> =
+                (0..4).map(|_| ask_from(&swarm, "front", &probe).task).collect();
+            ensure!(answered.len() == 2 && !answered.contains(&None), "{answered:?}");
+            Ok(())
+        })
+        .unwrap();
+        let strange = ask_from(&swarm, "stranger", &probe);
+        assert_eq!(strange.task, None, "not on its network");
     }
     swarm.finish().unwrap();
 }

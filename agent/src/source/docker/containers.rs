@@ -1,5 +1,6 @@
-//! The containers of this node that are tasks of a Swarm: from what dockerd answers and from its
-//! events to this node's report. No I/O and no clock of its own.
+//! The containers of this node: from what dockerd answers and from its events to this node's report
+//! of its Swarm tasks, and to the network namespaces that are attached to networks. No I/O and no
+//! clock of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -9,18 +10,15 @@ use std::{
 };
 
 use weir_mesh::{
-    Protocol, PublishedPort, ServiceName, TargetPort, TaskName,
+    Protocol, PublishedPort, ServiceName, Space, SpaceAt, TargetPort, TaskName,
     cluster::{BoundPort, Life, NetworkId, ReportedTask, ServiceId, TaskId},
 };
 
 use super::{
     declared::{address_of, own_labels},
-    model::{Container, Event, Network},
+    model::{Container, Event, Network, NetworkSettings},
     signal,
 };
-
-/// Set by Swarm on the containers of its tasks.
-pub(super) const TASK_LABEL: &str = "com.docker.swarm.task.id";
 
 /// A task that has ended is reported that long, so that everybody resets what it still had.
 const REMEMBERED: Duration = Duration::from_secs(30);
@@ -40,7 +38,7 @@ pub(super) struct Reach {
     bridges: BTreeSet<String>,
 }
 
-/// All containers that are tasks.
+/// All containers. Those that are no tasks may be attached to networks, too.
 #[derive(Debug, Default)]
 pub(super) struct Containers {
     known: BTreeMap<ContainerId, Known>,
@@ -117,9 +115,6 @@ impl Containers {
     /// Takes an event about a container.
     pub(super) fn event(&mut self, event: &Event, now: Instant) -> Call {
         let id = &event.actor.id;
-        if !event.actor.attributes.contains_key(TASK_LABEL) && !self.known.contains_key(id) {
-            return Call::Nothing;
-        }
         let (action, detail) = match event.action.split_once(':') {
             Some((action, detail)) => (action, detail.trim()),
             None => (event.action.as_str(), ""),
@@ -230,6 +225,18 @@ impl Containers {
         report
     }
 
+    /// The network namespaces of running containers, and the networks these are attached to. That
+    /// of the host, which some share, is none of theirs.
+    pub(super) fn spaces(&self) -> Vec<Space> {
+        let running = self.known.values().filter(|known| known.lived && known.ended.is_none());
+        let inspected = running.filter_map(|known| known.inspected.as_ref());
+        let mut spaces: Vec<Space> = inspected.filter_map(space).collect();
+        // Containers may share one.
+        spaces.sort();
+        spaces.dedup();
+        spaces
+    }
+
     /// When the report changes without an event.
     pub(super) fn next_change(&self) -> Option<Instant> {
         let changes = self.known.values().filter_map(|known| match known.ended {
@@ -255,6 +262,19 @@ impl Known {
             Some(_) => Life::Starting,
         }
     }
+}
+
+fn space(container: &Container) -> Option<Space> {
+    const OF_THE_HOST: &str = "host";
+    let NetworkSettings { sandbox_key, networks, .. } = &container.network_settings;
+    if sandbox_key.is_empty() || networks.contains_key(OF_THE_HOST) {
+        return None;
+    }
+    let ids = networks.values().map(|endpoint| &endpoint.network_id);
+    let networks: BTreeSet<_> =
+        ids.filter(|id| !id.is_empty()).map(|id| NetworkId::new(&**id)).collect();
+    let at = SpaceAt::File(sandbox_key.into());
+    (!networks.is_empty()).then_some(Space { at, networks })
 }
 
 fn reported(container: &Container, life: Life, reach: &Reach) -> Option<(TaskId, ReportedTask)> {

@@ -15,7 +15,7 @@ use weir_mesh::cluster::{Report, ReportedNode};
 
 use super::{
     client::{Client, Error, Events, encode},
-    containers::{Call, ContainerId, Containers, Reach, TASK_LABEL},
+    containers::{Call, ContainerId, Containers, Reach},
     model::{Container, Event, Listed, Network},
     state::Publisher,
 };
@@ -31,7 +31,7 @@ pub(super) async fn events(client: &Client) -> Result<Events<Event>, Error> {
         "type": ["container", "service", "node", "network"],
         "event": [
             "start", "health_status", "kill", "die", "destroy", "pause", "unpause", "create",
-            "update", "remove",
+            "update", "remove", "connect", "disconnect",
         ],
     });
     client.events(&filters).await
@@ -73,6 +73,10 @@ pub(super) async fn follow(
                 } else {
                     changed = false;
                     publisher.stir();
+                    // A container that was attached to a network, or detached from it.
+                    if let Some(id) = event.actor.attributes.get("container") {
+                        answers.spawn(one(client.clone(), id.clone()));
+                    }
                 }
             }
             Some(answer) = answers.join_next() => {
@@ -101,6 +105,7 @@ pub(super) async fn follow(
         if changed && whole {
             let tasks = containers.report(noticed);
             publisher.report(Report { node: node.clone(), tasks }, noticed);
+            publisher.spaces(containers.spaces());
         }
     }
 }
@@ -112,9 +117,7 @@ async fn one(client: Client, id: ContainerId) -> Result<Answer, Error> {
 
 async fn all(client: Client) -> Result<Answer, Error> {
     let asked_at = Instant::now();
-    let filters = encode(&json!({ "label": [TASK_LABEL] }).to_string());
-    let listed: Vec<Listed> =
-        client.get(&format!("/containers/json?all=true&filters={filters}")).await?;
+    let listed: Vec<Listed> = client.get("/containers/json?all=true").await?;
     let ids: BTreeSet<_> = listed.into_iter().map(|listed| listed.id).collect();
     let mut found = Vec::new();
     let mut asked = JoinSet::new();

@@ -55,6 +55,7 @@ model! {
     Health { status: String }
     ContainerConfig { labels: HashMap<String, String>, stop_signal: String }
     NetworkSettings {
+        sandbox_key: String,
         networks: HashMap<String, Endpoint>,
         ports: HashMap<String, Option<Vec<Binding>>>,
     }

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::sync::{Notify, watch};
-use weir_mesh::cluster::{Declared, Hearsay, Report};
+use weir_mesh::{
+    Space,
+    cluster::{Declared, Hearsay, Report},
+};
 
 use super::{client::Error, engine::Engine};
 use crate::{
@@ -18,6 +21,8 @@ pub struct DockerState {
     pub engine: Option<Arc<Engine>>,
     /// This node's own tasks.
     pub report: Option<Arc<Report>>,
+    /// Network namespaces of this node's containers, and the networks these are attached to.
+    pub spaces: Option<Arc<Vec<Space>>>,
     /// What Swarm declares; only from managers.
     pub declared: Option<Arc<Declared>>,
     /// Docker's gossip; only on workers.
@@ -57,6 +62,7 @@ impl DockerState {
         Self {
             engine: None,
             report: None,
+            spaces: None,
             declared: None,
             hearsay: None,
             noticed: Instant::now(),
@@ -97,6 +103,10 @@ impl Publisher {
 
     pub(super) fn report(&self, report: Report, noticed: Instant) {
         self.publish(Part::Node, noticed, |state| replace(&mut state.report, report));
+    }
+
+    pub(super) fn spaces(&self, spaces: Vec<Space>) {
+        self.publish(Part::Engine, Instant::now(), |state| replace(&mut state.spaces, spaces));
     }
 
     /// Whether it is another than before.

@@ -41,7 +41,10 @@ pub fn all() -> Result<()> {
     fs::write(resolver, "nameserver 127.0.0.1\n").context(resolver)?;
     // Docker's own overlays cannot be on top of an overlay.
     fs::create_dir_all("/var/lib/docker").context("/var/lib/docker")?;
-    file_system("tmpfs", "/var/lib/docker")
+    file_system("tmpfs", "/var/lib/docker")?;
+    // As systemd has it: what is mounted later is seen by those who were given a part of the tree.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
+        .context("share mounts within the node")
 }
 
 fn file_system(kind: &str, at: &str) -> Result<()> {
