@@ -74,9 +74,13 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
         Ok(())
     })
     .unwrap();
-    answered(&swarm, 6, "n2 is drained, and answers");
+    swarm.wait_running("web", 6).unwrap();
+    swarm.wait_answered(&[swarm.node("n1"), swarm.node("n3")], "web", HTTP).unwrap();
+    answers_without_agent(&swarm, "n2");
+    say(&swarm, "n2 is drained, and answers");
     swarm.docker("node update --availability active n2").unwrap();
     swarm.node("n2").wait_weir().unwrap();
+    answered(&swarm, 6, "n2 knows all tasks again");
 
     swarm.node("n3").stop_docker().unwrap();
     let rest = [swarm.node("n1"), swarm.node("n2")];
@@ -98,6 +102,23 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     refused(&swarm, 8081);
     say(&swarm, "the service is removed");
     swarm.finish().unwrap();
+}
+
+/// A drained node has no agent: Swarm ends the tasks of global services there, too. Its kernel
+/// forwards to the tasks that it last knew; for those that have ended since, their nodes choose.
+fn answers_without_agent(swarm: &Swarm, node: &str) {
+    let node = swarm.node(node);
+    eventually("the agent to be gone", SETTLE, || {
+        let agents = node.tasks("weir_agent")?;
+        ensure!(agents.is_empty(), "{agents:?}");
+        Ok(())
+    })
+    .unwrap();
+    let client = swarm.client("c1");
+    for _ in 0..20 {
+        let seen = client.ask(&Probe::tcp(node.target(HTTP.1)));
+        seen.client_kept(client.addresses()[0]).unwrap();
+    }
 }
 
 /// What the tasks at the port of `web` say they are.

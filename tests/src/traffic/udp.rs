@@ -18,6 +18,7 @@ pub struct UdpLoad {
     shape: Shape,
     keep_socket: bool,
     connected: bool,
+    unused_ports: bool,
     size: usize,
 }
 
@@ -25,7 +26,7 @@ impl UdpLoad {
     /// Load from a namespace to these addresses, in turn.
     pub fn new(netns: &Netns, targets: impl IntoIterator<Item = SocketAddr>) -> Self {
         let shape = Shape::new(netns, targets);
-        Self { shape, keep_socket: false, connected: false, size: 32 }
+        Self { shape, keep_socket: false, connected: false, unused_ports: false, size: 32 }
     }
 
     /// Keeps sockets, and so flows: each stays with its target until a request fails.
@@ -37,6 +38,12 @@ impl UdpLoad {
     /// address are not (they look lost).
     pub fn connected(self) -> Self {
         Self { connected: true, ..self }
+    }
+
+    /// Goes through the port numbers in turn, so that every request begins a flow. The kernel
+    /// chooses ports by chance, and flow tables remember the last flow of a port for minutes.
+    pub fn unused_ports(self) -> Self {
+        Self { unused_ports: true, ..self }
     }
 
     /// The number of bytes in a request, at least 24.
@@ -70,8 +77,8 @@ impl UdpLoad {
 
     /// Starts it.
     pub fn start(self) -> Result<Running> {
-        let Self { shape, keep_socket, connected, size } = self;
-        let how = How { keep_socket, connected, size };
+        let Self { shape, keep_socket, connected, unused_ports, size } = self;
+        let how = How { keep_socket, connected, unused_ports, size };
         Job::start(shape, async move |job, index| worker(job, index, how).await)
     }
 
@@ -85,22 +92,32 @@ impl UdpLoad {
 struct How {
     keep_socket: bool,
     connected: bool,
+    unused_ports: bool,
     size: usize,
 }
 
 async fn worker(job: &Job, index: usize, how: How) {
     let mut pace = job.pace(index);
     let (mut turn, mut open) = (index, None);
-    let mut sequence = 0;
+    let (mut sequence, keep_socket) = (0, how.keep_socket);
     while job.take() {
         tick(&mut pace).await;
         sequence += 1;
         let request = payload(index, sequence, how.size);
-        open = request_once(job, turn, open, &request, how).await.filter(|_| how.keep_socket);
+        let port = if how.unused_ports { port(index, sequence, job.shape.workers) } else { 0 };
+        let how = (how.connected, port);
+        open = request_once(job, turn, open, &request, how).await.filter(|_| keep_socket);
         if open.is_none() {
             turn += 1;
         }
     }
+}
+
+/// Another port for every request of every worker, until all have been used.
+fn port(worker: usize, sequence: u64, workers: usize) -> u16 {
+    const FIRST: u16 = 1024;
+    let used = sequence.wrapping_mul(workers as u64).wrapping_add(worker as u64);
+    FIRST + (used % u64::from(u16::MAX - FIRST)) as u16
 }
 
 /// Ends in a dot and is padded with dots, so that no request is the end of another one.
@@ -117,14 +134,14 @@ async fn request_once(
     turn: usize,
     open: Option<Socket>,
     request: &str,
-    how: How,
+    (connected, port): (bool, u16),
 ) -> Option<Socket> {
     let (since, limit) = (Instant::now(), job.shape.timeout);
     let target = open.as_ref().map_or_else(|| job.target(turn), |open| open.target);
     let mut attempt = Attempt { target, local: None, since };
     let opened = match open {
         Some(open) => Ok(open),
-        None => Socket::open(target, how.connected).await,
+        None => Socket::open(target, connected, port).await,
     };
     let socket = match opened {
         Ok(socket) => socket,
@@ -160,12 +177,12 @@ enum Reply {
 }
 
 impl Socket {
-    async fn open(target: SocketAddr, connected: bool) -> io::Result<Self> {
+    async fn open(target: SocketAddr, connected: bool, port: u16) -> io::Result<Self> {
         let any: IpAddr = match target {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let socket = UdpSocket::bind((any, 0)).await?;
+        let socket = UdpSocket::bind((any, port)).await?;
         if connected {
             socket.connect(target).await?;
         }
@@ -195,6 +212,13 @@ impl Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_share_the_ports() {
+        let ports: std::collections::BTreeSet<_> =
+            (0..12).flat_map(|worker| (0..5000).map(move |turn| port(worker, turn, 12))).collect();
+        assert_eq!(ports.len(), 60_000);
+    }
 
     #[test]
     fn no_request_is_the_end_of_another() {
