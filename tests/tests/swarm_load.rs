@@ -23,14 +23,13 @@ fn rounds() -> usize {
 
 /// With a service whose tasks have a HEALTHCHECK: without one Docker calls a task running before it
 /// listens, and nobody can know better.
-fn swarm(managers: usize) -> Swarm {
+fn swarm(managers: usize, replicas: usize) -> Swarm {
     let builder = Swarm::builder().managers(managers).with_images().unwrap();
     let swarm = builder.build().unwrap();
-    let create = "service create -d --no-resolve-image --name web --replicas 3 \
-                  -p 8081:80 -p 8081:53/udp task:health";
-    swarm.docker(create).unwrap();
+    let create = "service create -d --no-resolve-image --name web -p 8081:80 -p 8081:53/udp";
+    swarm.docker(&format!("{create} --replicas {replicas} task:health")).unwrap();
     swarm.deploy_weir().unwrap();
-    swarm.wait_running("web", 3).unwrap();
+    swarm.wait_running("web", replicas).unwrap();
     swarm.wait_served("web").unwrap();
     swarm
 }
@@ -48,8 +47,8 @@ impl Load {
         let http = || HttpLoad::new(netns, through.iter().copied()).timeout(timeout);
         let udp = UdpLoad::new(netns, through.iter().copied()).timeout(timeout);
         Self {
-            fresh: http().connections(12).rate(500).start().unwrap(),
-            kept: http().connections(12).rate(500).keep_alive().start().unwrap(),
+            fresh: http().connections(32).rate(500).start().unwrap(),
+            kept: http().connections(16).rate(800).keep_alive().start().unwrap(),
             datagrams: udp.sockets(12).rate(300).unused_ports().start().unwrap(),
         }
     }
@@ -106,9 +105,9 @@ impl<'a> Diary<'a> {
 /// What the kernel of a node has dropped so far, by reason.
 fn print_drops(node: &Node) {
     let metrics = node.weir("/metrics").map(|answer| answer.body).unwrap_or_default();
-    let drops = metrics.lines().filter(|line| {
-        line.starts_with("weir_drops_total") && !line.ends_with(" 0")
-    });
+    let drops = metrics
+        .lines()
+        .filter(|line| line.starts_with("weir_drops_total") && !line.ends_with(" 0"));
     eprintln!("    {}: {:?}", node.name(), drops.collect::<Vec<_>>());
 }
 
@@ -122,7 +121,7 @@ fn update(swarm: &Swarm, order: &str, round: usize) {
 
 #[test]
 fn updates_scaling_and_draining_fail_no_request() {
-    let swarm = swarm(1);
+    let swarm = swarm(1, 2);
     let mut diary = Diary::of(&swarm);
     let mut made = 0;
     for order in ["start-first", "stop-first"] {
@@ -140,8 +139,6 @@ fn updates_scaling_and_draining_fail_no_request() {
         }
         gone(&swarm, 2);
     });
-    swarm.docker("service scale -d web=3").unwrap();
-    swarm.wait_running("web", 3).unwrap();
     for node in swarm.nodes() {
         diary.calm(&format!("{} is drained and comes back", node.name()), || {
             swarm.docker(&format!("node update --availability drain {}", node.name())).unwrap();
@@ -151,7 +148,7 @@ fn updates_scaling_and_draining_fail_no_request() {
                 Ok(())
             })
             .unwrap();
-            swarm.wait_running("web", 3).unwrap();
+            swarm.wait_running("web", 2).unwrap();
             swarm.docker(&format!("node update --availability active {}", node.name())).unwrap();
             node.wait_weir().unwrap();
         });
@@ -189,7 +186,7 @@ fn another_agent(node: &Node, old: &str) {
 
 #[test]
 fn agents_and_managers_that_come_and_go_fail_no_request() {
-    let swarm = swarm(3);
+    let swarm = swarm(3, 3);
     let mut diary = Diary::of(&swarm);
     for node in swarm.nodes() {
         diary.calm(&format!("the agent of {} is killed", node.name()), || {
@@ -228,7 +225,7 @@ fn agents_and_managers_that_come_and_go_fail_no_request() {
 #[test]
 fn after_a_crash_new_connections_through_the_others_soon_work() {
     const LIMIT: Duration = Duration::from_millis(1500);
-    let swarm = swarm(3);
+    let swarm = swarm(3, 6);
     let through: Vec<_> = ["n1", "n2"].map(|name| swarm.node(name).target(8081)).to_vec();
     let netns = swarm.client("c1").netns();
     let load = HttpLoad::new(netns, through).connections(400).rate(500).timeout(SECOND);
@@ -242,7 +239,10 @@ fn after_a_crash_new_connections_through_the_others_soon_work() {
     let last = report.last_failure.as_ref().map_or(Duration::ZERO, |last| last.at);
     let failed_for = last.saturating_sub(crash);
     eprintln!("new connections failed for {failed_for:?} after the crash");
-    assert!(report.failures() > 0, "a third of the tasks were cut off, and nobody noticed: {report}");
+    assert!(
+        report.failures() > 0,
+        "a third of the tasks were cut off, and nobody noticed: {report}"
+    );
     assert!(failed_for <= LIMIT, "{report}");
     swarm.finish().unwrap();
 }

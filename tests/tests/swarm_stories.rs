@@ -3,10 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
 use weir_tests::swarm::{Node, SETTLE, Swarm, Update};
+use weir_tests::traffic::HttpLoad;
 use weir_tests::{How, Probe, eventually};
 
 const HTTP: (How, u16) = (How::Tcp, 8081);
@@ -253,4 +254,86 @@ fn stack(swarm: &Swarm) {
         swarm.wait_answered(&all(swarm), service, (How::Tcp, port)).unwrap();
     }
     say(swarm, "both services of the stack answer");
+}
+
+#[test]
+fn a_task_takes_flows_from_when_it_is_healthy_until_it_is_told_to_end() {
+    let swarm = swarm();
+    create(&swarm, "--name web --replicas 3 --env START_AFTER=2000 -p 8081:80 task:health");
+    answered(&swarm, 3, "three replicas are healthy");
+    let targets = swarm.nodes().iter().map(|node| node.target(HTTP.1));
+    let load = HttpLoad::new(swarm.client("c1").netns(), targets).rate(300).timeout(SETTLE);
+    let load = load.start().unwrap();
+    swarm.docker("service scale -d web=4").unwrap();
+    answered(&swarm, 4, "the fourth is healthy, too");
+    let sick = swarm.node("n2").tasks("web").unwrap().pop().unwrap();
+    swarm.node("n2").docker(&format!("exec {} /weir-lab-task sick", sick.container)).unwrap();
+    for node in swarm.nodes() {
+        node.wait_tasks("web", |tasks| !takes_flows(tasks, &sick.name)).unwrap();
+    }
+    say(&swarm, "no node sends anybody to the sick one");
+    eventually("Swarm to replace it", SETTLE, || {
+        let running = swarm.tasks("web")?;
+        ensure!(!running.contains(&sick), "it runs");
+        Ok(())
+    })
+    .unwrap();
+    answered(&swarm, 4, "it is replaced");
+    load.stop().unwrap().assert_clean();
+
+    let mut delays: Vec<_> = (0..5).flat_map(|_| kill_is_known(&swarm)).collect();
+    delays.sort_unstable();
+    let (half, most) = (delays[delays.len() / 2], delays[delays.len() - 1]);
+    eprintln!("from the kill event to no new flows on another node: p50 {half:?}, max {most:?}");
+    assert!(half < Duration::from_millis(500), "{delays:?}");
+    swarm.finish().unwrap();
+}
+
+/// Whether the kernel of the node that was asked gives new flows to a task.
+fn takes_flows(tasks: &[serde_json::Value], name: &str) -> bool {
+    tasks.iter().any(|task| task["name"] == name && task["kernel"] == "active")
+}
+
+/// Kills a task on n2, and gives how long after Docker's event the kernels of the other nodes held
+/// a snapshot without it. Nothing else changes at that time.
+fn kill_is_known(swarm: &Swarm) -> Vec<Duration> {
+    swarm.wait_running("web", 4).unwrap();
+    let task = swarm.node("n2").tasks("web").unwrap().pop().unwrap();
+    for node in swarm.nodes() {
+        node.wait_tasks("web", |tasks| takes_flows(tasks, &task.name)).unwrap();
+    }
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    swarm.node("n2").docker(&format!("kill {}", task.container)).unwrap();
+    for node in swarm.nodes() {
+        node.wait_tasks("web", |tasks| !takes_flows(tasks, &task.name)).unwrap();
+    }
+    let events = format!("events --since {begun} --until {} --filter event=kill", begun + 2);
+    let format = ["--format", "{{.Actor.ID}} {{.TimeNano}}"];
+    let arguments: Vec<_> = events.split(' ').chain(format).collect();
+    let events = swarm.node("n2").docker_with(&arguments).unwrap();
+    let mut words = events.lines().filter_map(|line| line.split_once(' '));
+    let (_, event) = words.find(|(container, _)| *container == task.container).unwrap();
+    let event = Duration::from_nanos(event.parse().unwrap());
+    ["n1", "n3"].map(|node| first_change_after(swarm.node(node), event) - event).to_vec()
+}
+
+/// When, since 1970, the kernel of a node was changed first after `event`: its API is a second old.
+fn first_change_after(node: &Node, event: Duration) -> Duration {
+    const DAY: u64 = 24 * 3600;
+    let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
+    let mut logs = node.daemon().command();
+    logs.args(["logs", "--since", &event.as_secs().to_string(), &agent]);
+    let output = logs.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let lines = said.lines().filter(|line| line.contains("the kernel holds the snapshot"));
+    // 2026-11-21T09:31:56.591552Z
+    let times = lines.filter_map(|line| {
+        let time = line.split(' ').next()?.split_once('T')?.1.trim_end_matches('Z');
+        let parts: Vec<f64> = time.split(':').filter_map(|part| part.parse().ok()).collect();
+        let [hours, minutes, seconds] = parts[..] else { return None };
+        let today = Duration::from_secs(event.as_secs() / DAY * DAY);
+        Some(today + Duration::from_secs_f64((hours * 60.0 + minutes) * 60.0 + seconds))
+    });
+    times.filter(|time| *time >= event).min().unwrap_or_else(|| panic!("{said}"))
 }

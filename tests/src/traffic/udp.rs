@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -40,7 +41,8 @@ impl UdpLoad {
         Self { connected: true, ..self }
     }
 
-    /// Goes through the port numbers in turn, so that every request begins a flow. The kernel
+    /// Goes through the port numbers in turn, over all loads of a process, so that every request
+    /// begins a flow. The kernel
     /// chooses ports by chance, and flow tables remember the last flow of a port for minutes.
     pub fn unused_ports(self) -> Self {
         Self { unused_ports: true, ..self }
@@ -104,7 +106,7 @@ async fn worker(job: &Job, index: usize, how: How) {
         tick(&mut pace).await;
         sequence += 1;
         let request = payload(index, sequence, how.size);
-        let port = if how.unused_ports { port(index, sequence, job.shape.workers) } else { 0 };
+        let port = if how.unused_ports { next_port() } else { 0 };
         let how = (how.connected, port);
         open = request_once(job, turn, open, &request, how).await.filter(|_| keep_socket);
         if open.is_none() {
@@ -113,10 +115,11 @@ async fn worker(job: &Job, index: usize, how: How) {
     }
 }
 
-/// Another port for every request of every worker, until all have been used.
-fn port(worker: usize, sequence: u64, workers: usize) -> u16 {
+/// Another port every time, until all have been used.
+fn next_port() -> u16 {
     const FIRST: u16 = 1024;
-    let used = sequence.wrapping_mul(workers as u64).wrapping_add(worker as u64);
+    static USED: AtomicU64 = AtomicU64::new(0);
+    let used = USED.fetch_add(1, Ordering::Relaxed);
     FIRST + (used % u64::from(u16::MAX - FIRST)) as u16
 }
 
@@ -214,9 +217,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_share_the_ports() {
-        let ports: std::collections::BTreeSet<_> =
-            (0..12).flat_map(|worker| (0..5000).map(move |turn| port(worker, turn, 12))).collect();
+    fn a_port_is_used_again_only_after_all_others() {
+        let ports: std::collections::BTreeSet<_> = (0..60_000).map(|_| next_port()).collect();
         assert_eq!(ports.len(), 60_000);
     }
 
