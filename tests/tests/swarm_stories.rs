@@ -56,10 +56,9 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     swarm.node("n2").kill_task("web").unwrap();
     answered(&swarm, 6, "the one that was killed is replaced");
 
-    update(
-        &swarm,
-        "--image task:v2 --update-parallelism 2 --update-delay 1s --update-monitor 500ms web",
-    );
+    let pace = "--update-parallelism 2 --update-delay 1s --update-monitor 500ms \
+                --rollback-parallelism 3 --rollback-monitor 500ms";
+    update(&swarm, &format!("--image task:v2 {pace} web"));
     swarm.wait_updated("web", Update::Completed).unwrap();
     answered(&swarm, 6, "all are updated");
     assert_eq!(versions(&swarm), ["v2"]);
