@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::source::docker;
@@ -47,7 +48,9 @@ impl Host {
         let asked = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-            runtime.block_on(tokio::time::timeout(DOCKER_PATIENCE, docker::ask(&socket))).ok()
+            // In a block, since a timeout can only be made where there is a runtime.
+            let question = async { timeout(DOCKER_PATIENCE, docker::ask(&socket)).await.ok() };
+            runtime.block_on(question)
         });
         let engine = match asked.join().ok().flatten() {
             Some(Ok(Ok(engine))) => engine,

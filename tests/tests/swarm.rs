@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use weir_tests::agent::agent_program;
-use weir_tests::swarm::{Swarm, repository, task_images, weir_image};
+use weir_tests::swarm::{Swarm, repository};
 use weir_tests::traffic::HttpLoad;
 use weir_tests::{How, Probe, Seen, eventually};
 
@@ -17,55 +17,14 @@ const CREATE_WEB: &str = "service create -d --no-resolve-image --name web --repl
                           -p 8081:80 -p 8081:53/udp task:v1";
 
 fn swarm() -> Swarm {
-    let images = task_images().unwrap();
-    let builder = images.into_iter().fold(Swarm::builder(), |builder, image| builder.image(image));
-    let swarm = builder.image(weir_image().unwrap()).build().unwrap();
+    let swarm = Swarm::builder().with_images().unwrap().build().unwrap();
     eprintln!("the Swarm is ready after {:?}", swarm.age());
     swarm
 }
 
-/// Deploys weir as a user does: with the stack file, and nothing else.
-fn deploy_weir(swarm: &Swarm) {
-    swarm.deploy("weir", &[&repository("deploy/stack.yml")]).unwrap();
-    wait_ready(swarm);
-}
-
-fn wait_ready(swarm: &Swarm) {
-    for node in swarm.nodes() {
-        let ready = format!("weir on {} to be ready", node.name());
-        eventually(&ready, Duration::from_secs(30), || -> Result<()> {
-            let answer = node.weir("/readyz")?;
-            ensure!(answer.status == 200, "{} {}", answer.status, answer.body.trim());
-            Ok(())
-        })
-        .unwrap();
-    }
-    eprintln!("weir is ready after {:?}", swarm.age());
-}
-
-/// Waits until the mesh of every node serves all ports of a service.
-fn wait_served(swarm: &Swarm, service: &str) {
-    for node in swarm.nodes() {
-        let served = format!("{service} to be served on {}", node.name());
-        eventually(&served, Duration::from_secs(20), || -> Result<()> {
-            let answer: serde_json::Value =
-                serde_json::from_str(&node.weir("/api/v1/services")?.body)?;
-            let services = answer["services"].as_array().cloned().unwrap_or_default();
-            let found = services.iter().find(|one| one["name"] == service);
-            let ports = found.and_then(|one| one["ports"].as_array()).cloned().unwrap_or_default();
-            ensure!(
-                !ports.is_empty() && ports.iter().all(|port| port["state"] == "served"),
-                "{answer}"
-            );
-            Ok(())
-        })
-        .unwrap();
-    }
-}
-
 /// Every node answers a client from all three tasks, over TCP and UDP, and so does its localhost.
 fn assert_served(swarm: &Swarm) {
-    wait_served(swarm, "web");
+    swarm.wait_served("web").unwrap();
     let client = swarm.client("c1");
     for node in swarm.nodes() {
         for how in [How::Tcp, How::Udp] {
@@ -91,7 +50,7 @@ fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     eprintln!("the service runs after {:?}", swarm.age());
-    deploy_weir(&swarm);
+    swarm.deploy_weir().unwrap();
     assert_served(&swarm);
     eprintln!("all is asked after {:?}", swarm.age());
     swarm.finish().unwrap();
@@ -103,7 +62,7 @@ fn forwarding_outlives_the_stack_and_ends_with_the_uninstall_stack() {
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     let before: Vec<_> = swarm.nodes().iter().map(|node| node.kernel_traces().unwrap()).collect();
-    deploy_weir(&swarm);
+    swarm.deploy_weir().unwrap();
     let targets = swarm.nodes().iter().map(|node| node.target(8081));
     let load = HttpLoad::new(swarm.client("c1").netns(), targets).start().unwrap();
     swarm.docker("stack rm weir").unwrap();
@@ -148,7 +107,7 @@ fn the_capabilities_of_the_systemd_unit_are_enough_on_a_node_of_a_swarm() {
     swarm.wait_running("web", 3).unwrap();
     let agents: Vec<_> =
         swarm.nodes().iter().map(|node| node.spawn(as_the_unit_runs_it()).unwrap()).collect();
-    wait_ready(&swarm);
+    swarm.nodes().iter().for_each(|node| node.wait_weir().unwrap());
     assert_served(&swarm);
     drop(agents);
     swarm.finish().unwrap();
@@ -161,7 +120,7 @@ fn a_port_in_host_mode_is_served_though_docker_proxy_listens_on_it() {
                   --publish mode=host,published=8090,target=80 task:v1";
     swarm.docker(create).unwrap();
     swarm.wait_running("web", 3).unwrap();
-    deploy_weir(&swarm);
+    swarm.deploy_weir().unwrap();
     let client = swarm.client("c1");
     for node in swarm.nodes() {
         let seen = client.ask(&Probe::tcp(node.target(8090)));
@@ -203,7 +162,7 @@ fn a_container_reaches_a_virtual_address_on_a_network_that_both_share_and_on_no_
     for (service, replicas) in [("back", 2), ("front", 1), ("stranger", 1)] {
         swarm.wait_running(service, replicas).unwrap();
     }
-    deploy_weir(&swarm);
+    swarm.deploy_weir().unwrap();
     let back = swarm.docker_with(&["service", "inspect", "back"]).unwrap();
     let back: serde_json::Value = serde_json::from_str(&back).unwrap();
     let address = back[0]["Endpoint"]["VirtualIPs"][0]["Addr"].as_str().unwrap();

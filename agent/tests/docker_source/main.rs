@@ -2,6 +2,7 @@
 //! do on demand.
 
 mod fake;
+mod host;
 mod life;
 mod trouble;
 mod watched;

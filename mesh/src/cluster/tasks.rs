@@ -33,6 +33,7 @@ impl<'a> Placed<'a> {
             _ if !reachable => return None,
             Life::Starting => return None,
             Life::Down => TaskState::Down,
+            _ if ended_in_silence(words, node, id) => TaskState::Down,
             Life::Draining => TaskState::Draining,
             Life::Active if should_end(words, node, id, said, heard) => TaskState::Draining,
             Life::Active => TaskState::Active,
@@ -88,6 +89,13 @@ fn should_end(
         || silent
         || nodes::drained(words, node)
         || (foreign && heard.is_some_and(|service| left_gossip(service, said)))
+}
+
+/// Whether a task has ended on a node that can no longer say so itself: Swarm has taken it off its
+/// list. On a drained node that is the rule, since the agent ends there with the other tasks.
+fn ended_in_silence(words: &Words<'_>, node: &NodeId, id: &TaskId) -> bool {
+    let silent = !words.alive.contains(node);
+    silent && words.declared.is_some_and(|declared| !declared.tasks.contains_key(id))
 }
 
 /// Gossip that lists tasks of the service, but not this one. An empty list says nothing: the node

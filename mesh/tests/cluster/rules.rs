@@ -7,7 +7,7 @@ use weir_mesh::{
     TargetPort, TaskName,
     cluster::{
         Availability, BoundPort, DeclaredNetwork, DeclaredPort, HeardPort, HeardService, HeardTask,
-        Hearsay, Life, Transport, WishedState,
+        Hearsay, Life, TaskId, Transport, WishedState,
     },
     health::{Check, CheckKind},
 };
@@ -63,6 +63,17 @@ fn a_task_drains_when_its_node_or_swarm_or_silence_says_so() {
     let mut silent = two_nodes();
     silent.alive.remove(&node_id("n2"));
     assert_eq!(states(&silent.merged(), "web"), drained);
+}
+
+#[test]
+fn a_task_that_swarm_has_taken_off_its_list_is_down_when_its_node_is_silent() {
+    let mut world = two_nodes();
+    world.declare().tasks.remove(&TaskId::new("web.2"));
+    assert_eq!(states(&world.merged(), "web"), ["web.1=active", "web.2=active"]);
+    world.alive.remove(&node_id("n2"));
+    assert_eq!(states(&world.merged(), "web"), ["web.1=active", "web.2=down"]);
+    world.change_report("n2", "web.2", |task| task.life = Life::Draining);
+    assert_eq!(states(&world.merged(), "web"), ["web.1=active", "web.2=down"]);
 }
 
 #[test]

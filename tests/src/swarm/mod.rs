@@ -9,6 +9,7 @@ mod docker;
 mod image;
 mod node;
 mod service;
+mod weir;
 
 use std::path::{Path, PathBuf};
 use std::thread;

@@ -21,6 +21,13 @@ pub struct TaskAt {
     pub address: Option<IpAddr>,
 }
 
+impl TaskAt {
+    /// The host name that the task's answers end their name with: `v1@HOSTNAME`.
+    pub fn said(&self) -> String {
+        self.container.chars().take(12).collect()
+    }
+}
+
 /// How an update may end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Update {

@@ -81,6 +81,8 @@ pub struct Report {
     pub by_client: BTreeMap<IpAddr, u64>,
     /// The failure that came first.
     pub first_failure: Option<Failure>,
+    /// The failure of the request that began last.
+    pub last_failure: Option<Failure>,
     /// Half of the right answers were faster.
     pub p50: Duration,
     /// All but one percent of the right answers were faster.
@@ -125,9 +127,12 @@ impl fmt::Display for Report {
         if failures > 0 {
             write!(f, "; failed: {:?}", self.failed)?;
         }
-        match &self.first_failure {
-            Some(failure) => write!(f, "; first: {failure:?}"),
-            None => Ok(()),
+        if let Some(failure) = &self.first_failure {
+            write!(f, "; first: {failure:?}")?;
+        }
+        match &self.last_failure {
+            Some(failure) if failures > 1 => write!(f, "; last: {failure:?}"),
+            _ => Ok(()),
         }
     }
 }
@@ -140,6 +145,7 @@ pub(super) struct Tally {
     by_task: BTreeMap<String, u64>,
     by_client: BTreeMap<IpAddr, u64>,
     first_failure: Option<Failure>,
+    last_failure: Option<Failure>,
     /// Microseconds of each right answer.
     latencies: Vec<u32>,
 }
@@ -163,6 +169,9 @@ impl Tally {
 
     pub(super) fn failure(&mut self, kind: FailureKind, failure: Failure) {
         *self.failed.entry(kind).or_default() += 1;
+        if self.last_failure.as_ref().is_none_or(|last| last.at <= failure.at) {
+            self.last_failure = Some(failure.clone());
+        }
         self.first_failure.get_or_insert(failure);
     }
 
@@ -180,6 +189,7 @@ impl Tally {
             by_task: self.by_task.clone(),
             by_client: self.by_client.clone(),
             first_failure: self.first_failure.clone(),
+            last_failure: self.last_failure.clone(),
             p50: at(0.5),
             p99: at(0.99),
             max: at(1.0),
@@ -215,13 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn the_first_failure_is_kept() {
+    fn the_first_failure_is_kept_and_the_one_that_began_last() {
         let mut tally = Tally::default();
-        tally.failure(FailureKind::Reset, failure(FailureKind::Reset));
-        tally.failure(FailureKind::Refused, failure(FailureKind::Refused));
+        let began = |kind, seconds| Failure { at: Duration::from_secs(seconds), ..failure(kind) };
+        tally.failure(FailureKind::Reset, began(FailureKind::Reset, 2));
+        tally.failure(FailureKind::Refused, began(FailureKind::Refused, 1));
         let report = tally.report(Duration::from_secs(1));
         assert_eq!(report.failures(), 2);
         assert_eq!(report.failed_by(FailureKind::Reset), 1);
         assert_eq!(report.first_failure.unwrap().kind, FailureKind::Reset);
+        assert_eq!(report.last_failure.unwrap().at, Duration::from_secs(2));
     }
 }

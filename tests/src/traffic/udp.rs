@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -18,6 +19,7 @@ pub struct UdpLoad {
     shape: Shape,
     keep_socket: bool,
     connected: bool,
+    unused_ports: bool,
     size: usize,
 }
 
@@ -25,7 +27,7 @@ impl UdpLoad {
     /// Load from a namespace to these addresses, in turn.
     pub fn new(netns: &Netns, targets: impl IntoIterator<Item = SocketAddr>) -> Self {
         let shape = Shape::new(netns, targets);
-        Self { shape, keep_socket: false, connected: false, size: 32 }
+        Self { shape, keep_socket: false, connected: false, unused_ports: false, size: 32 }
     }
 
     /// Keeps sockets, and so flows: each stays with its target until a request fails.
@@ -37,6 +39,13 @@ impl UdpLoad {
     /// address are not (they look lost).
     pub fn connected(self) -> Self {
         Self { connected: true, ..self }
+    }
+
+    /// Goes through the port numbers in turn, over all loads of a process, so that every request
+    /// begins a flow. The kernel
+    /// chooses ports by chance, and flow tables remember the last flow of a port for minutes.
+    pub fn unused_ports(self) -> Self {
+        Self { unused_ports: true, ..self }
     }
 
     /// The number of bytes in a request, at least 24.
@@ -70,8 +79,8 @@ impl UdpLoad {
 
     /// Starts it.
     pub fn start(self) -> Result<Running> {
-        let Self { shape, keep_socket, connected, size } = self;
-        let how = How { keep_socket, connected, size };
+        let Self { shape, keep_socket, connected, unused_ports, size } = self;
+        let how = How { keep_socket, connected, unused_ports, size };
         Job::start(shape, async move |job, index| worker(job, index, how).await)
     }
 
@@ -85,22 +94,33 @@ impl UdpLoad {
 struct How {
     keep_socket: bool,
     connected: bool,
+    unused_ports: bool,
     size: usize,
 }
 
 async fn worker(job: &Job, index: usize, how: How) {
     let mut pace = job.pace(index);
     let (mut turn, mut open) = (index, None);
-    let mut sequence = 0;
+    let (mut sequence, keep_socket) = (0, how.keep_socket);
     while job.take() {
         tick(&mut pace).await;
         sequence += 1;
         let request = payload(index, sequence, how.size);
-        open = request_once(job, turn, open, &request, how).await.filter(|_| how.keep_socket);
+        let port = if how.unused_ports { next_port() } else { 0 };
+        let how = (how.connected, port);
+        open = request_once(job, turn, open, &request, how).await.filter(|_| keep_socket);
         if open.is_none() {
             turn += 1;
         }
     }
+}
+
+/// Another port every time, until all have been used.
+fn next_port() -> u16 {
+    const FIRST: u16 = 1024;
+    static USED: AtomicU64 = AtomicU64::new(0);
+    let used = USED.fetch_add(1, Ordering::Relaxed);
+    FIRST + (used % u64::from(u16::MAX - FIRST)) as u16
 }
 
 /// Ends in a dot and is padded with dots, so that no request is the end of another one.
@@ -117,14 +137,14 @@ async fn request_once(
     turn: usize,
     open: Option<Socket>,
     request: &str,
-    how: How,
+    (connected, port): (bool, u16),
 ) -> Option<Socket> {
     let (since, limit) = (Instant::now(), job.shape.timeout);
     let target = open.as_ref().map_or_else(|| job.target(turn), |open| open.target);
     let mut attempt = Attempt { target, local: None, since };
     let opened = match open {
         Some(open) => Ok(open),
-        None => Socket::open(target, how.connected).await,
+        None => Socket::open(target, connected, port).await,
     };
     let socket = match opened {
         Ok(socket) => socket,
@@ -160,12 +180,12 @@ enum Reply {
 }
 
 impl Socket {
-    async fn open(target: SocketAddr, connected: bool) -> io::Result<Self> {
+    async fn open(target: SocketAddr, connected: bool, port: u16) -> io::Result<Self> {
         let any: IpAddr = match target {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let socket = UdpSocket::bind((any, 0)).await?;
+        let socket = UdpSocket::bind((any, port)).await?;
         if connected {
             socket.connect(target).await?;
         }
@@ -195,6 +215,12 @@ impl Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_used_again_only_after_all_others() {
+        let ports: std::collections::BTreeSet<_> = (0..60_000).map(|_| next_port()).collect();
+        assert_eq!(ports.len(), 60_000);
+    }
 
     #[test]
     fn no_request_is_the_end_of_another() {

@@ -1,0 +1,338 @@
+//! What users do to a Swarm, in Docker's own words, and who answers then at every node.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::ensure;
+use weir_tests::swarm::{Node, SETTLE, Swarm, Update};
+use weir_tests::traffic::HttpLoad;
+use weir_tests::{How, Probe, eventually};
+
+const HTTP: (How, u16) = (How::Tcp, 8081);
+
+fn swarm() -> Swarm {
+    let swarm = Swarm::builder().with_images().unwrap().build().unwrap();
+    swarm.deploy_weir().unwrap();
+    say(&swarm, "weir is ready");
+    swarm
+}
+
+fn say(swarm: &Swarm, what: &str) {
+    eprintln!("{:5.1} s: {what}", swarm.age().as_secs_f32());
+}
+
+fn all(swarm: &Swarm) -> Vec<&Node> {
+    swarm.nodes().iter().collect()
+}
+
+/// `docker service create` without looking for the image in a registry.
+fn create(swarm: &Swarm, arguments: &str) {
+    swarm.docker(&format!("service create -d --no-resolve-image {arguments}")).unwrap();
+}
+
+/// `docker service update` that does not wait five seconds for stability.
+fn update(swarm: &Swarm, arguments: &str) {
+    swarm.docker(&format!("service update -d --no-resolve-image {arguments}")).unwrap();
+}
+
+/// Every node answers from all running tasks of `web`, of which there are so many.
+fn answered(swarm: &Swarm, tasks: usize, what: &str) {
+    swarm.wait_running("web", tasks).unwrap();
+    swarm.wait_answered(&all(swarm), "web", HTTP).unwrap();
+    say(swarm, what);
+}
+
+#[test]
+fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
+    let swarm = swarm();
+    create(&swarm, "--name web --replicas 3 -p 8081:80 -p 8081:53/udp task:v1");
+    answered(&swarm, 3, "three replicas answer");
+    swarm.wait_answered(&all(&swarm), "web", (How::Udp, 8081)).unwrap();
+    swarm.docker("service scale -d web=6").unwrap();
+    answered(&swarm, 6, "six replicas answer");
+
+    swarm.node("n2").kill_task("web").unwrap();
+    answered(&swarm, 6, "the one that was killed is replaced");
+
+    let pace = "--update-parallelism 2 --update-delay 1s --update-monitor 500ms \
+                --rollback-parallelism 3 --rollback-monitor 500ms";
+    update(&swarm, &format!("--image task:v2 {pace} web"));
+    swarm.wait_updated("web", Update::Completed).unwrap();
+    answered(&swarm, 6, "all are updated");
+    assert_eq!(versions(&swarm), ["v2"]);
+    swarm.docker("service rollback -d web").unwrap();
+    swarm.wait_updated("web", Update::RolledBack).unwrap();
+    answered(&swarm, 6, "the update is rolled back");
+    assert_eq!(versions(&swarm), ["v1"]);
+
+    swarm.docker("node update --availability drain n2").unwrap();
+    eventually("n2 to be empty", SETTLE, || {
+        let left = swarm.node("n2").tasks("web")?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .unwrap();
+    swarm.wait_running("web", 6).unwrap();
+    swarm.wait_answered(&[swarm.node("n1"), swarm.node("n3")], "web", HTTP).unwrap();
+    answers_without_agent(&swarm, "n2");
+    say(&swarm, "n2 is drained, and answers");
+    swarm.docker("node update --availability active n2").unwrap();
+    swarm.node("n2").wait_weir().unwrap();
+    answered(&swarm, 6, "n2 knows all tasks again");
+
+    swarm.node("n3").stop_docker().unwrap();
+    let rest = [swarm.node("n1"), swarm.node("n2")];
+    eventually("the tasks of n3 to be started elsewhere", 2 * SETTLE, || {
+        let running: usize =
+            rest.iter().map(|node| node.tasks("web").map_or(0, |tasks| tasks.len())).sum();
+        ensure!(running == 6, "{running} run");
+        Ok(())
+    })
+    .unwrap();
+    swarm.wait_answered(&rest, "web", HTTP).unwrap();
+    say(&swarm, "n1 and n2 answer without n3");
+    swarm.node("n3").start_docker().unwrap();
+    swarm.wait_nodes(3).unwrap();
+    swarm.node("n3").wait_weir().unwrap();
+    answered(&swarm, 6, "n3 is back, and answers");
+
+    swarm.docker("service rm web").unwrap();
+    refused(&swarm, 8081);
+    say(&swarm, "the service is removed");
+    swarm.finish().unwrap();
+}
+
+/// A drained node has no agent: Swarm ends the tasks of global services there, too. Its kernel
+/// forwards to the tasks that it last knew; for those that have ended since, their nodes choose.
+fn answers_without_agent(swarm: &Swarm, node: &str) {
+    let node = swarm.node(node);
+    eventually("the agent to be gone", SETTLE, || {
+        let agents = node.tasks("weir_agent")?;
+        ensure!(agents.is_empty(), "{agents:?}");
+        Ok(())
+    })
+    .unwrap();
+    let client = swarm.client("c1");
+    for _ in 0..20 {
+        let seen = client.ask(&Probe::tcp(node.target(HTTP.1)));
+        seen.client_kept(client.addresses()[0]).unwrap();
+    }
+}
+
+/// What the tasks at the port of `web` say they are.
+fn versions(swarm: &Swarm) -> Vec<String> {
+    let mut versions: Vec<_> = (0..6)
+        .map(|_| swarm.client("c1").ask(&Probe::tcp(swarm.node("n1").target(8081))).task.unwrap())
+        .map(|task| task.split('@').next().unwrap().to_owned())
+        .collect();
+    versions.dedup();
+    versions
+}
+
+/// Nobody answers at a port any more, on no node.
+fn refused(swarm: &Swarm, port: u16) {
+    for node in swarm.nodes() {
+        eventually(&format!("{}:{port} to refuse", node.name()), SETTLE, || {
+            let seen = swarm.client("c1").ask(&Probe::tcp(node.target(port)));
+            ensure!(seen.errno == Some(libc::ECONNREFUSED), "{seen:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// The published ports of a service in the order of their targets, as Docker shows them.
+fn published(swarm: &Swarm, service: &str) -> Vec<u16> {
+    let inspected = swarm.inspect(service).unwrap();
+    let mut ports = inspected["Endpoint"]["Ports"].as_array().cloned().unwrap_or_default();
+    ports.sort_by_key(|port| port["TargetPort"].as_u64());
+    let numbers = ports.iter().filter_map(|port| port["PublishedPort"].as_u64());
+    numbers.map(|port| u16::try_from(port).unwrap()).collect()
+}
+
+#[test]
+fn whatever_way_a_port_is_published_it_is_served() {
+    let swarm = swarm();
+    let nodes = all(&swarm);
+    create(&swarm, "--name everywhere --mode global -p 8001:80 task:v1");
+    create(&swarm, "--name auto -p 80 task:v1");
+    create(&swarm, "--name range --replicas 2 -p 8100-8101:79-80 -p 8100-8101:53-54/udp task:v1");
+    create(&swarm, "--name both --replicas 2 -p 8002:53/tcp -p 8002:53/udp task:v1");
+    create(&swarm, "--name long --publish published=8003,target=80,protocol=tcp task:v1");
+    create(&swarm, "--name moving --replicas 2 -p 8004:80 task:v1");
+    let by_host = "--publish mode=host,published=8005,target=80";
+    create(&swarm, &format!("--name fixed --mode global {by_host} task:v1"));
+    create(&swarm, "--name ephemeral --publish mode=host,target=80 task:v1");
+    for (service, tasks) in [("everywhere", 3), ("range", 2), ("both", 2), ("moving", 2)] {
+        swarm.wait_running(service, tasks).unwrap();
+    }
+    let served = |service: &str, how, port| {
+        swarm.wait_answered(&nodes, service, (how, port)).unwrap();
+        say(&swarm, &format!("{service} answers at {port}"));
+    };
+    served("everywhere", How::Tcp, 8001);
+    served("auto", How::Tcp, published(&swarm, "auto")[0]);
+    served("range", How::Tcp, 8101);
+    served("range", How::Udp, 8100);
+    served("both", How::Udp, 8002);
+    echoes(&swarm, 8002);
+    served("long", How::Tcp, 8003);
+
+    served("moving", How::Tcp, 8004);
+    update(&swarm, "--publish-add 8014:80 moving");
+    served("moving", How::Tcp, 8014);
+    served("moving", How::Tcp, 8004);
+    update(&swarm, "--publish-rm 80 --publish-add 8024:80 moving");
+    served("moving", How::Tcp, 8024);
+    refused(&swarm, 8004);
+    refused(&swarm, 8014);
+
+    in_host_mode(&swarm);
+    stack(&swarm);
+    swarm.finish().unwrap();
+}
+
+/// A TCP echo server, without an HTTP answer, is at a port of every node.
+fn echoes(swarm: &Swarm, port: u16) {
+    use std::io::{Read, Write};
+    for node in swarm.nodes() {
+        let target = node.target(port);
+        let mut said = [0; 5];
+        swarm
+            .client("c1")
+            .run(|| -> std::io::Result<()> {
+                let mut stream = std::net::TcpStream::connect(target)?;
+                stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+                stream.write_all(b"hello")?;
+                stream.read_exact(&mut said)
+            })
+            .unwrap();
+        assert_eq!(&said, b"hello");
+    }
+}
+
+/// A port in host mode is that of the node's own tasks, and refused where there are none.
+fn in_host_mode(swarm: &Swarm) {
+    swarm.wait_running("fixed", 3).unwrap();
+    for node in swarm.nodes() {
+        swarm.wait_answered(&[node], "fixed", (How::Tcp, 8005)).unwrap();
+    }
+    swarm.wait_running("ephemeral", 1).unwrap();
+    let at = swarm.tasks("ephemeral").unwrap().pop().unwrap();
+    let shown = swarm.node(&at.node).docker(&format!("port {} 80/tcp", at.container)).unwrap();
+    let port = shown.lines().next().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    swarm.wait_answered(&[swarm.node(&at.node)], "ephemeral", (How::Tcp, port)).unwrap();
+    let others = swarm.nodes().iter().filter(|node| node.name() != at.node);
+    for other in others {
+        let seen = swarm.client("c1").ask(&Probe::tcp(other.target(port)));
+        assert_eq!(seen.errno, Some(libc::ECONNREFUSED), "{seen:?}");
+    }
+    say(swarm, "host mode is that of the node");
+}
+
+const STACK: &str = r#"version: "3.8"
+services:
+  front:
+    image: task:v1
+    ports: ["8006:80"]
+    deploy: {replicas: 2}
+  back:
+    image: task:v2
+    ports: ["8007:80"]
+    deploy: {replicas: 2, endpoint_mode: vip}
+"#;
+
+fn stack(swarm: &Swarm) {
+    let file = swarm.node("n1").host().run_dir().join("shop.yml");
+    fs::write(&file, STACK).unwrap();
+    swarm.deploy("shop", &[&file]).unwrap();
+    for (service, port) in [("shop_front", 8006), ("shop_back", 8007)] {
+        swarm.wait_running(service, 2).unwrap();
+        swarm.wait_answered(&all(swarm), service, (How::Tcp, port)).unwrap();
+    }
+    say(swarm, "both services of the stack answer");
+}
+
+#[test]
+fn a_task_takes_flows_from_when_it_is_healthy_until_it_is_told_to_end() {
+    let swarm = swarm();
+    create(&swarm, "--name web --replicas 3 --env START_AFTER=2000 -p 8081:80 task:health");
+    answered(&swarm, 3, "three replicas are healthy");
+    let targets = swarm.nodes().iter().map(|node| node.target(HTTP.1));
+    let load = HttpLoad::new(swarm.client("c1").netns(), targets).rate(300).timeout(SETTLE);
+    let load = load.start().unwrap();
+    swarm.docker("service scale -d web=4").unwrap();
+    answered(&swarm, 4, "the fourth is healthy, too");
+    let sick = swarm.node("n2").tasks("web").unwrap().pop().unwrap();
+    swarm.node("n2").docker(&format!("exec {} /weir-lab-task sick", sick.container)).unwrap();
+    for node in swarm.nodes() {
+        node.wait_tasks("web", |tasks| !takes_flows(tasks, &sick.name)).unwrap();
+    }
+    say(&swarm, "no node sends anybody to the sick one");
+    eventually("Swarm to replace it", SETTLE, || {
+        let running = swarm.tasks("web")?;
+        ensure!(!running.contains(&sick), "it runs");
+        Ok(())
+    })
+    .unwrap();
+    answered(&swarm, 4, "it is replaced");
+    load.stop().unwrap().assert_clean();
+
+    let mut delays: Vec<_> = (0..5).flat_map(|_| kill_is_known(&swarm)).collect();
+    delays.sort_unstable();
+    let (half, most) = (delays[delays.len() / 2], delays[delays.len() - 1]);
+    eprintln!("from the kill event to no new flows on another node: p50 {half:?}, max {most:?}");
+    assert!(half < Duration::from_millis(100), "{delays:?}");
+    swarm.finish().unwrap();
+}
+
+/// Whether the kernel of the node that was asked gives new flows to a task.
+fn takes_flows(tasks: &[serde_json::Value], name: &str) -> bool {
+    tasks.iter().any(|task| task["name"] == name && task["kernel"] == "active")
+}
+
+/// Kills a task on n2, and gives how long after Docker's event the kernels of the other nodes held
+/// a snapshot without it. Nothing else changes at that time.
+fn kill_is_known(swarm: &Swarm) -> Vec<Duration> {
+    swarm.wait_running("web", 4).unwrap();
+    let task = swarm.node("n2").tasks("web").unwrap().pop().unwrap();
+    for node in swarm.nodes() {
+        node.wait_tasks("web", |tasks| takes_flows(tasks, &task.name)).unwrap();
+    }
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    swarm.node("n2").docker(&format!("kill {}", task.container)).unwrap();
+    for node in swarm.nodes() {
+        node.wait_tasks("web", |tasks| !takes_flows(tasks, &task.name)).unwrap();
+    }
+    let events = format!("events --since {begun} --until {} --filter event=kill", begun + 2);
+    let format = ["--format", "{{.Actor.ID}} {{.TimeNano}}"];
+    let arguments: Vec<_> = events.split(' ').chain(format).collect();
+    let events = swarm.node("n2").docker_with(&arguments).unwrap();
+    let mut words = events.lines().filter_map(|line| line.split_once(' '));
+    let (_, event) = words.find(|(container, _)| *container == task.container).unwrap();
+    let event = Duration::from_nanos(event.parse().unwrap());
+    ["n1", "n3"].map(|node| first_change_after(swarm.node(node), event) - event).to_vec()
+}
+
+/// When, since 1970, the kernel of a node was changed first after `event`: its API is a second old.
+fn first_change_after(node: &Node, event: Duration) -> Duration {
+    const DAY: u64 = 24 * 3600;
+    let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
+    let mut logs = node.daemon().command();
+    logs.args(["logs", "--since", &event.as_secs().to_string(), &agent]);
+    let output = logs.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let lines = said.lines().filter(|line| line.contains("the kernel holds the snapshot"));
+    // 2026-11-21T09:31:56.591552Z
+    let times = lines.filter_map(|line| {
+        let time = line.split(' ').next()?.split_once('T')?.1.trim_end_matches('Z');
+        let parts: Vec<f64> = time.split(':').filter_map(|part| part.parse().ok()).collect();
+        let [hours, minutes, seconds] = parts[..] else { return None };
+        let today = Duration::from_secs(event.as_secs() / DAY * DAY);
+        Some(today + Duration::from_secs_f64((hours * 60.0 + minutes) * 60.0 + seconds))
+    });
+    times.filter(|time| *time >= event).min().unwrap_or_else(|| panic!("{said}"))
+}
