@@ -30,8 +30,12 @@ const EXCITED: Duration = Duration::from_secs(10);
 const COMPLETE: Duration = Duration::from_secs(10);
 /// How often dockerd is asked for its place in the Swarm.
 const PLACE: Duration = Duration::from_secs(5);
-/// One tenth of the time at most is spent on asking.
+/// One tenth of the time at most is spent on asking,
 const SHARE: u32 = 9;
+/// but while something changes the pause is no longer than this: from when Swarm wants a task to end
+/// until dockerd signals it there are 2 s (`defaultGossipConvergeDelay` of moby's executor), in which
+/// every node must hear of it.
+const LONGEST_WHILE_EXCITED: Duration = Duration::from_millis(700);
 
 /// The answers that events announce.
 #[derive(Default)]
@@ -84,8 +88,12 @@ pub(super) async fn follow(
             excited_until = Instant::now() + EXCITED;
         }
         let updating = announced.as_ref().is_some_and(|known| known.updating);
-        let pause = if updating || Instant::now() < excited_until { FAST } else { calm };
-        let pause = pause.max(begun.elapsed() * SHARE);
+        let share = begun.elapsed() * SHARE;
+        let pause = if updating || Instant::now() < excited_until {
+            FAST.max(share.min(LONGEST_WHILE_EXCITED))
+        } else {
+            calm.max(share)
+        };
         stirred = timeout(pause, publisher.stirred()).await.is_ok();
         if stirred {
             // What one command does comes as several events.
