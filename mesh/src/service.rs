@@ -415,7 +415,7 @@ impl Default for Timeouts {
         Self {
             tcp_syn: Duration::from_secs(20),
             tcp_established: Duration::from_secs(8000),
-            tcp_fin: Duration::from_secs(30),
+            tcp_fin: Duration::from_secs(60),
             tcp_reset: Duration::from_secs(10),
             udp_one_way: Duration::from_secs(60),
             udp_both_ways: Duration::from_secs(180),

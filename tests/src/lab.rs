@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::agent::{self, Agent, AgentConfig, AgentSlot};
 use crate::bpffs::BpffsLease;
 use crate::cgroup::Cgroup;
+use crate::failure;
 use crate::firewall::{DockerRules, IngressPort};
 use crate::host::{Client, Host, HostParts};
 use crate::link::{Prefix, Veth};
@@ -106,6 +107,7 @@ impl LabBuilder {
     /// Makes the lab; on failure everything made so far is removed.
     pub fn build(self) -> Result<Lab> {
         ensure!(nix::unistd::geteuid().is_root(), "the lab needs root: namespaces, cgroups, eBPF");
+        failure::remember();
         residue::sweep();
         let name = LabName::next();
         let mut lab = Lab::empty(&name, self.options)?;
@@ -344,10 +346,12 @@ impl Lab {
     fn print_logs(&self) {
         for log in log_files(&self.run_dir) {
             let text = fs::read_to_string(&log).unwrap_or_default();
+            let text = failure::excerpt(&text);
             if !text.is_empty() {
                 eprintln!("---- {}\n{text}", log.display());
             }
         }
+        eprintln!("==== why the test failed\n{}", failure::why());
     }
 }
 

@@ -38,6 +38,7 @@ pub mod task;
 pub mod traffic;
 pub mod wait;
 
+mod failure;
 mod leftovers;
 mod plan;
 

@@ -5,11 +5,14 @@
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use socket2::{Domain, Socket, Type};
 use weir_tests::firewall::{tcp, udp};
 use weir_tests::lab::command;
 use weir_tests::task::task_program;
@@ -404,6 +407,64 @@ fn k_one_client_port_through_two_addresses_to_one_task() {
         }
     }
     cases.end(&scene).unwrap();
+}
+
+/// A server that closes first keeps TIME_WAIT for its half, and takes a SYN only with a later sequence
+/// number or timestamp. Both begin anew for each address that a client talks to.
+#[test]
+fn k_one_client_port_through_another_node_right_after_its_connection_ended() {
+    let scene = scene();
+    let client = scene.lab.client("c1");
+    let hosts = ["n1", "n2"].map(|name| scene.lab.host(name));
+    let mut cases = Cases::default();
+    let mut client_port = 6000;
+    for (family, own) in client.addresses().iter().enumerate() {
+        for port in [HERE, THERE] {
+            for (one, other) in [(0, 1), (1, 0)] {
+                client_port += 1;
+                let from = SocketAddr::new(*own, client_port);
+                for host in [one, other, one] {
+                    let to = SocketAddr::new(hosts[host].addresses()[family], port);
+                    let asked = client.run(|| asked_until_closed(from, to));
+                    let name = format!("k: {from} to {to}, not the first through it");
+                    cases.note(
+                        name,
+                        asked.and_then(|retransmits| {
+                            ensure!(retransmits == 0, "{retransmits} retransmitted segments");
+                            Ok(())
+                        }),
+                    );
+                }
+            }
+        }
+    }
+    cases.end(&scene).unwrap();
+}
+
+/// One request on a connection that the server closes; how many segments were sent again.
+fn asked_until_closed(from: SocketAddr, to: SocketAddr) -> Result<u32> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    socket.connect_timeout(&to.into(), 5 * SECOND)?;
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n")?;
+    stream.read_to_end(&mut Vec::new())?;
+    retransmits(&stream)
+}
+
+/// `tcpi_total_retrans` of `TCP_INFO`.
+fn retransmits(stream: &TcpStream) -> Result<u32> {
+    // SAFETY: all zeroes is a tcp_info, and getsockopt writes no more than `length` into it.
+    let (answer, info) = unsafe {
+        let mut info: libc::tcp_info = std::mem::zeroed();
+        let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+        let into = (&raw mut info).cast();
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+        (libc::getsockopt(stream.as_raw_fd(), level, option, into, &raw mut length), info)
+    };
+    ensure!(answer == 0, "TCP_INFO: {}", std::io::Error::last_os_error());
+    Ok(info.tcpi_total_retrans)
 }
 
 fn two_streams(scene: &Scene, from: SocketAddr, to: [SocketAddr; 2], task: &str) -> Result<()> {

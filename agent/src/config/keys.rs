@@ -79,7 +79,7 @@ pub const KEYS: &[Key] = &[
     key("metrics.backend_limit", Kind::Number, "Most tasks with metrics of their own"),
     key("timeouts.tcp_syn", Kind::Text, "Default flow timeout [default: 20s]"),
     key("timeouts.tcp_established", Kind::Text, "Default flow timeout [default: 8000s]"),
-    key("timeouts.tcp_fin", Kind::Text, "Default flow timeout [default: 30s]"),
+    key("timeouts.tcp_fin", Kind::Text, "Default flow timeout [default: 60s]"),
     key("timeouts.tcp_reset", Kind::Text, "Default flow timeout [default: 10s]"),
     key("timeouts.udp_one_way", Kind::Text, "Default flow timeout [default: 60s]"),
     key("timeouts.udp_both_ways", Kind::Text, "Default flow timeout [default: 180s]"),

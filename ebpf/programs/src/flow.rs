@@ -209,52 +209,61 @@ fn turn(service: u32) -> u32 {
 }
 
 /// Makes sure that replies find their way back: `key` is a reply as the task sends it, `value` what
-/// it becomes. Another live flow may own `key` (the same client port through two addresses of the
-/// mesh): then the flow gets another source port, which is answered.
+/// it becomes. Another flow may own `key` (the same client port through two addresses of the mesh):
+/// then the flow gets another source port, which is answered.
 #[inline(always)]
 pub fn ensure_reverse<F: Family>(
     key: &mut FlowKey<F::Addr>,
     value: &Reverse<F::Addr>,
     timeouts: &Timeouts,
 ) -> Result<[u8; 2], DropReason> {
-    let reverse = F::reverse();
-    if let Some(found) = reverse.get_ptr_mut(&*key) {
-        // SAFETY: a value of a map; racing writers write the same or lose.
-        let found = unsafe { &mut *found };
-        let same = found.src == value.src
-            && found.sport == value.sport
-            && found.dst == value.dst
-            && found.dport == value.dport;
-        let ended = flow_flag::CLIENT_FIN | flow_flag::TASK_FIN;
-        let over = found.flags & flow_flag::RESET != 0
-            || found.flags & ended == ended
-            || since(found.last, value.last)
-                > timeout(found.flags, key.protocol == u32::from(crate::packet::UDP), timeouts);
-        if same || over {
-            *found = *value;
-            return Ok(key.dport);
-        }
-        return alias::<F>(key, value);
+    match take_reverse::<F>(key, value, timeouts, BPF_ANY) {
+        Ok(true) => return Ok(key.dport),
+        Ok(false) => {}
+        Err(reason) => return Err(reason),
     }
-    match reverse.insert(&*key, value, u64::from(BPF_ANY)) {
-        Ok(()) => Ok(key.dport),
-        Err(_) => Err(DropReason::FlowTable),
-    }
-}
-
-#[inline(always)]
-fn alias<F: Family>(
-    key: &mut FlowKey<F::Addr>,
-    value: &Reverse<F::Addr>,
-) -> Result<[u8; 2], DropReason> {
     for _ in 0..TRIES {
         let port = FIRST_ALIAS + hash::reduce(u64::from(random()) << 32, 65536 - FIRST_ALIAS);
         key.dport = (port as u16).to_be_bytes();
-        if F::reverse().insert(&*key, value, u64::from(BPF_NOEXIST)).is_ok() {
+        if let Ok(true) = take_reverse::<F>(key, value, timeouts, BPF_NOEXIST) {
             return Ok(key.dport);
         }
     }
     Err(DropReason::NoSourcePort)
+}
+
+/// Writes an entry of the reverse table unless another flow owns it.
+///
+/// A flow that both sides have ended owns it until `tcp_fin` is over: the task is in TIME_WAIT for
+/// it, and takes a SYN only with a later sequence number or timestamp (tcp_timewait_state_process of
+/// Linux). Clients begin both anew for each address they talk to. After a reset nothing is left.
+#[inline(always)]
+fn take_reverse<F: Family>(
+    key: &FlowKey<F::Addr>,
+    value: &Reverse<F::Addr>,
+    timeouts: &Timeouts,
+    insert: u32,
+) -> Result<bool, DropReason> {
+    let reverse = F::reverse();
+    let Some(found) = reverse.get_ptr_mut(key) else {
+        return match reverse.insert(key, value, u64::from(insert)) {
+            Ok(()) => Ok(true),
+            Err(_) => Err(DropReason::FlowTable),
+        };
+    };
+    // SAFETY: a value of a map; racing writers write the same or lose.
+    let found = unsafe { &mut *found };
+    let same = found.src == value.src
+        && found.sport == value.sport
+        && found.dst == value.dst
+        && found.dport == value.dport;
+    let udp = key.protocol == u32::from(crate::packet::UDP);
+    let over = found.flags & flow_flag::RESET != 0
+        || since(found.last, value.last) > timeout(found.flags, udp, timeouts);
+    if same || over {
+        *found = *value;
+    }
+    Ok(same || over)
 }
 
 /// Remembers a flow. `reverse_here`: replies pass this node's reverse table, since the task is here

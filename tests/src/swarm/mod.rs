@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
+use crate::failure;
 use crate::host::Client;
 use crate::lab::Lab;
 use crate::wait::eventually;
@@ -217,9 +218,10 @@ impl Nodes {
                 node.docker("ps -aq --filter label=com.docker.swarm.service.name=weir_agent");
             for agent in agents.unwrap_or_default().lines() {
                 let mut logs = node.daemon().command();
-                eprintln!("---- weir of {}", node.name());
-                let _ =
-                    logs.args(["logs", "--tail", "200", agent]).stdout(std::io::stderr()).status();
+                let Ok(logs) = logs.args(["logs", agent]).output() else { continue };
+                let said = [logs.stdout, logs.stderr].concat();
+                let said = failure::excerpt(&String::from_utf8_lossy(&said));
+                eprintln!("---- weir of {}\n{said}", node.name());
             }
         }
     }
