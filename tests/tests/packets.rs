@@ -561,6 +561,47 @@ fn a_client_port_that_is_another_flows_alias_is_not_taken_for_it() {
 }
 
 #[test]
+fn a_flow_that_comes_back_with_a_second_chance_belongs_to_this_node_again() {
+    let mut world = World::new().unwrap();
+    world.service("web", Balance::RoundRobin, WEB, &[("web.1", "n1", 3, Active)]).unwrap();
+    let (n2, tag) = (world.node("n2").unwrap(), world.tag("web", "web.1", "n1").unwrap());
+    world.tunnel(n2, tag, "tcp 10.77.0.101:40000 > 10.77.0.12:8080 S").unwrap();
+    let away = [("web.1", "n1", 3, Draining), ("web.2", "n2", 4, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &away).unwrap();
+    let flow = "tcp 10.77.0.101:40000 > 10.77.0.11:8080";
+    assert_eq!(
+        world.run("nic_in", &format!("{flow} S mss 1410")).unwrap(),
+        sent(&format!("{flow} S mss 1410 ttl 63")),
+        "it enters here, and the only task is on n2"
+    );
+    let both = [("web.1", "n1", 3, Active), ("web.2", "n2", 4, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &both).unwrap();
+    let hopped = tag | weir_abi::Tag::HOPPED;
+    let Outcome::Sent(seen) = world.tunnel(n2, hopped, &format!("{flow} S ttl 63")).unwrap() else {
+        panic!("n2 has no task any more, and this node does not take it");
+    };
+    let alias = port_of(&seen);
+    assert_ne!(alias, 40000, "the task knows another flow by this port: {seen}");
+    assert_eq!(
+        world.run("task_out", &format!("tcp 172.18.0.3:80 > 10.77.0.101:{alias} SA")).unwrap(),
+        sent("tcp 10.77.0.11:8080 > 10.77.0.101:40000 SA ttl 63"),
+        "the client is answered"
+    );
+    assert_eq!(
+        world.run("nic_in", &format!("{flow} A seq 1 ack 1")).unwrap(),
+        sent(&format!("tcp 10.77.0.101:{alias} > 172.18.0.3:80 A seq 1 ack 1 ttl 63")),
+        "what follows needs n2 no more"
+    );
+    let reply = "tcp 10.77.0.11:8080 > 10.77.0.101:40000 A";
+    assert_eq!(
+        world.tunnel(n2, weir_abi::Tag::RETURN, &format!("{reply} ttl 62")).unwrap(),
+        sent(&format!("{reply} ttl 61")),
+        "and what n2 still sends back goes to the client, not to n2 again"
+    );
+    assert_eq!(world.drops("hop_limit").unwrap(), 0);
+}
+
+#[test]
 fn a_flow_stays_while_its_task_drains_and_is_reset_when_it_is_gone() {
     let mut world = World::new().unwrap();
     let both = [("web.1", "n1", 3, Active), ("web.2", "n2", 4, Active)];

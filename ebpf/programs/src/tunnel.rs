@@ -57,7 +57,7 @@ fn inner<F: Answer>(
     config: &Config,
 ) -> Fate<F::Addr> {
     if envelope.tag.task() == Tag::RETURN {
-        return returns::<F>(skb, packet, config);
+        return returns::<F>(skb, packet, envelope.from, config);
     }
     let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
         return Fate::drop(packet, DropReason::NotPublished);
@@ -161,14 +161,20 @@ fn unusual<F: Answer>(
     envelope: Envelope,
     config: &Config,
 ) -> Fate<F::Addr> {
-    let origin =
+    let sender =
         Origin { from: envelope.from, ifindex: 0, translate: false, hopped: envelope.tag.hopped() };
+    let mut origin = sender;
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map.
         let flow = unsafe { &mut *flow };
-        if flow.from != 0
-            && let Some(choice) = continues(flow, packet, &frontend.service.timeouts, now())
-        {
+        if flow.from == 0 {
+            // It entered by this node, and the node of the task that was chosen here gave it a
+            // second chance with a task of this node. From now on it is as if that had been chosen
+            // here: with two nodes' notes under one key its replies would go to and fro for ever.
+            if flow.ifindex == 0 || F::is_local(packet.key.dst) {
+                origin = Origin { from: 0, ifindex: flow.ifindex, ..sender };
+            }
+        } else if let Some(choice) = continues(flow, packet, &frontend.service.timeouts, now()) {
             flow.flags = flags_from_client(flow.flags, packet);
             flow.last = now();
             flow.from = envelope.from;
@@ -185,13 +191,14 @@ fn unusual<F: Answer>(
         return accept::<F>(packet, frontend, choice, origin, config);
     }
     if !opens {
-        return Fate::answer(packet, DropReason::BackendGone, origin);
+        return Fate::answer(packet, DropReason::BackendGone, sender);
     }
-    second_chance::<F>(skb, packet, frontend, origin, config)
+    second_chance::<F>(skb, packet, frontend, origin, sender, config)
 }
 
 /// Begins a flow with the task that its tag named. The sender remembers the choice, so this node
-/// needs no forward entry, unless the task must see another source port.
+/// needs no forward entry, unless the task must see another source port, or the flow has entered by
+/// this node.
 #[inline(always)]
 fn accept<F: Answer>(
     packet: &Packet<F::Addr>,
@@ -204,7 +211,8 @@ fn accept<F: Answer>(
         Ok(flow) => flow,
         Err(reason) => return Fate::drop(packet, reason),
     };
-    if flow.alias != [0; 2] && F::forward().insert(packet.key, flow, 0).is_err() {
+    let noted = flow.alias != [0; 2] || origin.from == 0;
+    if noted && F::forward().insert(packet.key, flow, 0).is_err() {
         return Fate::drop(packet, DropReason::FlowTable);
     }
     local::<F>(packet, frontend, choice, flow.alias)
@@ -218,19 +226,20 @@ fn second_chance<F: Answer>(
     packet: &Packet<F::Addr>,
     frontend: Frontend,
     origin: Origin,
+    sender: Origin,
     config: &Config,
 ) -> Fate<F::Addr> {
     let service = frontend.service;
     let local = F::local(service);
     let here = local.len != 0;
     if !here && origin.hopped {
-        return Fate::answer(packet, DropReason::HopLimit, origin);
+        return Fate::answer(packet, DropReason::HopLimit, sender);
     }
     let region = if here { local } else { F::pick(service) };
     let other = |backend: &Backend| here || backend.via == via::TUNNEL;
     let choice = pick::<F>(service, region, packet.key.src, packet.key.sport, other);
     let Some(choice) = choice else {
-        return Fate::answer(packet, DropReason::NoBackend, origin);
+        return Fate::answer(packet, DropReason::NoBackend, sender);
     };
     count(DropReason::SecondChance);
     ingress::start::<F>(skb, packet, frontend, choice, origin, config)
@@ -255,7 +264,12 @@ fn local<F: Answer>(
 
 /// A reply on its way to the node that the client entered by: this one, or one before it.
 #[inline(always)]
-fn returns<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
+fn returns<F: Answer>(
+    skb: Skb,
+    packet: &Packet<F::Addr>,
+    from: u16,
+    config: &Config,
+) -> Fate<F::Addr> {
     let key = FlowKey {
         src: packet.key.dst,
         dst: packet.key.src,
@@ -268,6 +282,10 @@ fn returns<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fa
     };
     // SAFETY: a value of a map.
     let flow: &mut Forward = unsafe { &mut *flow };
+    if flow.from != 0 && flow.from == from {
+        // Never back to where it comes from, whatever the nodes believe.
+        return Fate::drop(packet, DropReason::HopLimit);
+    }
     let flags = flags_from_task(flow.flags, packet);
     let now = now();
     if flags != flow.flags || stale(flow.last, now, config) {
