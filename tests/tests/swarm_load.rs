@@ -1,4 +1,6 @@
 //! What users do to a Swarm while clients talk to it through every node, and that no request fails.
+//!
+//! `WEIR_LOAD_ROUNDS` says how often each kind of update is made; 20 for a long look.
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
@@ -14,6 +16,10 @@ use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
 const SECOND: Duration = Duration::from_secs(1);
 /// What the load is at least, over all its kinds.
 const RATE: f64 = 1000.0;
+
+fn rounds() -> usize {
+    std::env::var("WEIR_LOAD_ROUNDS").map_or(3, |rounds| rounds.parse().unwrap())
+}
 
 /// With a service whose tasks have a HEALTHCHECK: without one Docker calls a task running before it
 /// listens, and nobody can know better.
@@ -105,10 +111,27 @@ fn print_drops(node: &Node) {
     eprintln!("    {}: {:?}", node.name(), drops.collect::<Vec<_>>());
 }
 
+fn update(swarm: &Swarm, order: &str, round: usize) {
+    let env = format!("--env-add VERSION=v{round}");
+    let how = "--update-parallelism 1 --update-delay 0s --update-monitor 500ms";
+    let update = "service update -d --no-resolve-image";
+    swarm.docker(&format!("{update} {env} {how} --update-order {order} web")).unwrap();
+    swarm.wait_updated("web", Update::Completed).unwrap();
+}
+
 #[test]
-fn scaling_and_draining_fail_no_request() {
+fn updates_scaling_and_draining_fail_no_request() {
     let swarm = swarm(1, 2);
     let mut diary = Diary::of(&swarm);
+    let mut made = 0;
+    for order in ["start-first", "stop-first"] {
+        diary.calm(&format!("{} updates, {order}", rounds()), || {
+            for _ in 0..rounds() {
+                made += 1;
+                update(&swarm, order, made);
+            }
+        });
+    }
     diary.calm("2 to 10 to 2 tasks", || {
         for tasks in [2, 10, 2] {
             swarm.docker(&format!("service scale -d web={tasks}")).unwrap();
