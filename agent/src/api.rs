@@ -206,7 +206,7 @@ pub fn status(now: &Observation) -> Status {
     let hooks = now.report.attachments.hooks.iter();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        node: now.config.node.name.clone(),
+        node: now.here().clone(),
         address: now.config.node.address,
         pid: std::process::id(),
         uptime_seconds: now.started.elapsed().as_secs(),
@@ -243,7 +243,7 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
 }
 
 fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
-    let here = service.tasks.iter().any(|task| task.node == now.config.node.name);
+    let here = service.tasks.iter().any(|task| task.node == *now.here());
     let view = |port: &weir_mesh::Port| {
         let frontend = Frontend::of(port);
         let holder = now.report.withheld.get(&frontend);
@@ -315,7 +315,7 @@ pub fn nodes(now: &Observation) -> Nodes {
     let nodes = snapshot.nodes.values().map(|node| NodeView {
         name: node.name.clone(),
         address: node.address,
-        here: node.name == now.config.node.name,
+        here: node.name == *now.here(),
         tasks: tasks.get(&node.name).copied().unwrap_or_default(),
     });
     Nodes { generation: Some(snapshot.generation.0), nodes: nodes.collect() }

@@ -42,8 +42,17 @@ pub struct Origin {
     pub overrides: Overrides,
 }
 
+/// How an agent has ended.
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// This node is reached at another address than was known when it began: another agent is to begin,
+    /// with this configuration.
+    Moved(Box<Config>),
+}
+
 /// Runs the agent until it is told to stop. What it has put into the kernel stays there.
-pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Result<()> {
+pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Result<Ended> {
     // One agent for one set of pins, and for one socket.
     let _pins = Lock::of_pins(&config.dataplane.pin)?;
     let _socket = Lock::of_socket(&config.socket)?;
@@ -67,8 +76,8 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         reconciler::thread::spawn(config.dataplane_options(), settings)
             .context("cannot start the reconciler's thread")?;
     tokio::spawn(reconciler.clone().follow(view.clone()));
-    if let Some(words) = docker {
-        tokio::spawn(swarm::pass_spaces(words, reconciler.clone()));
+    if let Some(words) = &docker {
+        tokio::spawn(swarm::pass_spaces(words.clone(), reconciler.clone()));
     }
 
     // The node's own tasks -> snapshots.
@@ -90,16 +99,54 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     info!(node = %config.node.name, address = %config.node.address, "the agent runs");
 
     let reload = Reload { config: &config, origin, logging, source: reload_source, metrics };
-    let outcome = until_stopped(&reload, &reconciler).await;
+    let outcome = tokio::select! {
+        stopped = until_stopped(&reload, &reconciler) => stopped.map(|()| Ended::Stopped),
+        config = moved(docker, &config, &reload.origin) => Ok(Ended::Moved(config)),
+    };
     reconciler.stop();
     let joined = tokio::task::spawn_blocking(|| thread.join()).await.unwrap_or(false);
     std::fs::remove_file(&config.socket).ok();
-    outcome?;
+    let outcome = outcome?;
     if !joined {
         return Err(anyhow!("the reconciler's thread panicked"));
     }
-    info!("the agent has stopped, forwarding goes on; weir uninstall would end that");
-    Ok(())
+    if let Ended::Stopped = outcome {
+        info!("the agent has stopped, forwarding goes on; weir uninstall would end that");
+    }
+    Ok(outcome)
+}
+
+/// Waits until dockerd says that other nodes reach this one at another address than the agent began
+/// with: it may not have answered then. An address that does not fit this host changes nothing.
+async fn moved(
+    docker: Option<watch::Receiver<DockerState>>,
+    config: &Config,
+    origin: &Origin,
+) -> Box<Config> {
+    let Some(mut words) = docker.filter(|_| !config.node.address_written) else {
+        return std::future::pending().await;
+    };
+    let mut known = config.node.address;
+    loop {
+        let said = words.borrow_and_update().engine.as_ref().and_then(|engine| engine.address);
+        if let Some(address) = said.filter(|address| *address != known) {
+            known = address;
+            match Config::load_at(origin.file.as_deref(), &origin.overrides, address) {
+                Ok(new) => {
+                    info!(%address, "dockerd says another address of this node, beginning anew");
+                    return Box::new(new);
+                }
+                Err(faults) => {
+                    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                    let faults = faults.join(" | ");
+                    error!(%address, faults, "the address that dockerd says does not fit this host");
+                }
+            }
+        }
+        if words.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// The source of the desired state, and what comes with it in a Swarm.

@@ -46,6 +46,9 @@ pub fn each_change<'a, K: Ord, V: PartialEq>(
 /// What changed, most important first, at most a few names of each kind; empty if nothing did.
 pub fn summary(old: &MeshSnapshot, new: &MeshSnapshot) -> String {
     let mut parts = Vec::new();
+    if let Some(here) = new.here.as_ref().filter(|_| old.here != new.here) {
+        parts.push(format!("this node is {here}"));
+    }
     push(&mut parts, "nodes", &changes(&old.nodes, &new.nodes, |_, _| String::new()));
     push(
         &mut parts,
@@ -109,22 +112,14 @@ fn service_change(old: &Service, new: &Service) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use weir_mesh::{Balance, ServiceName, Timeouts};
+    use weir_mesh::{Balance, ServiceName};
 
     use super::*;
 
     fn mesh(services: &[(&str, Balance)]) -> MeshSnapshot {
         let service = |&(name, balance): &(&str, Balance)| {
             let name = ServiceName::new(name);
-            let service = Service {
-                name: name.clone(),
-                balance,
-                ports: Vec::new(),
-                tasks: Vec::new(),
-                timeouts: Timeouts::default(),
-                health: Default::default(),
-                vips: BTreeMap::new(),
-            };
+            let service = Service { balance, ..Service::new(name.clone()) };
             (name, Arc::new(service))
         };
         let services = services.iter().map(service).collect();

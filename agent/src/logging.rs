@@ -12,6 +12,7 @@ use tracing_subscriber::{
 use crate::config::{LogConfig, LogFormat};
 
 /// Changes the level of a running log.
+#[derive(Clone)]
 pub struct Logging {
     filter: Handle<EnvFilter, Registry>,
 }

@@ -11,6 +11,8 @@ use tokio::{
     time::timeout,
 };
 
+use weir_mesh::NodeName;
+
 use crate::{
     config::Config,
     link::status::{Counters, LinkStatus},
@@ -77,6 +79,15 @@ pub struct LinkMoment {
 const FRESH: Duration = Duration::from_secs(1);
 /// Who asks gets older counters rather than wait longer for a busy reconciler.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Observation {
+    /// What this node is called in the mesh.
+    pub fn here(&self) -> &NodeName {
+        let snapshot = self.view.snapshot.as_ref();
+        let named = snapshot.and_then(|snapshot| snapshot.here.as_ref());
+        named.unwrap_or(&self.config.node.name)
+    }
+}
 
 impl Observer {
     /// Observes these.

@@ -90,14 +90,17 @@ impl SnapshotWriter {
 
     fn take(&mut self, desired: &Desired, noticed: Instant, judge: &mut Judge) {
         let declared = &self.declared;
-        let unchanged = desired.nodes == declared.nodes && desired.services == declared.services;
+        let unchanged = desired.here == declared.here
+            && desired.nodes == declared.nodes
+            && desired.services == declared.services;
         let (begun, stale) = self.stands();
         if unchanged && begun && !stale {
             return;
         }
-        judge.declare(&desired.services, &declared.services);
+        judge.declare(desired.here.as_ref(), &desired.services, &declared.services);
         self.declared = Arc::new(MeshSnapshot {
             generation: declared.generation,
+            here: desired.here.clone(),
             nodes: desired.nodes.clone(),
             services: desired.services.clone(),
         });
@@ -110,7 +113,8 @@ impl SnapshotWriter {
         let generation = restored.snapshot.generation;
         let age = restored.written.elapsed().unwrap_or_default().as_secs();
         warn!(%generation, age_seconds = age, "no source is good, going on with the snapshot on disk");
-        judge.declare(&self.declared.services, &self.declared.services);
+        let declared = &self.declared;
+        judge.declare(declared.here.as_ref(), &declared.services, &declared.services);
         self.publish(judge, true, Instant::now());
     }
 
@@ -129,13 +133,16 @@ impl SnapshotWriter {
     }
 
     fn publish(&mut self, judge: &Judge, stale: bool, noticed: Instant) {
-        let (nodes, services) = (&self.declared.nodes, judge.overlaid());
-        let unchanged = *nodes == self.last.nodes && services == self.last.services;
+        let MeshSnapshot { here, nodes, .. } = &*self.declared;
+        let services = judge.overlaid();
+        let unchanged =
+            *here == self.last.here && *nodes == self.last.nodes && services == self.last.services;
         let generation = match unchanged && self.last.generation > Generation(0) {
             true => self.last.generation,
             false => Generation(self.last.generation.0 + 1),
         };
-        let snapshot = MeshSnapshot { generation, nodes: nodes.clone(), services };
+        let (here, nodes) = (here.clone(), nodes.clone());
+        let snapshot = MeshSnapshot { generation, here, nodes, services };
         let count = snapshot.services.len();
         let changes = diff::summary(&self.last, &snapshot);
         if !changes.is_empty() {
@@ -146,11 +153,7 @@ impl SnapshotWriter {
         self.last = Arc::new(snapshot);
         self.declared = match self.last.services == self.declared.services {
             true => self.last.clone(),
-            false => {
-                let MeshSnapshot { nodes, services, .. } = &*self.declared;
-                let (nodes, services) = (nodes.clone(), services.clone());
-                Arc::new(MeshSnapshot { generation, nodes, services })
-            }
+            false => Arc::new(MeshSnapshot { generation, ..(*self.declared).clone() }),
         };
         let declared = View { snapshot: Some(self.declared.clone()), stale, noticed };
         self.declared_view.send_replace(declared);
@@ -203,7 +206,7 @@ const REST: u32 = 10;
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::SystemTime};
+    use std::time::SystemTime;
 
     use weir_mesh::{
         Health, Ident, Node, NodeName, Service, ServiceName, Task, TaskName, TaskState,
@@ -221,16 +224,16 @@ mod tests {
     fn desired(nodes: &[&str]) -> Desired {
         let node = |name: &&str| {
             let name = NodeName::new(*name);
-            (name.clone(), Node { name, address: [10, 0, 0, 1].into(), spaces: Vec::new() })
+            (name.clone(), Node::new(name, [10, 0, 0, 1].into()))
         };
-        Desired { nodes: nodes.iter().map(node).collect(), services: BTreeMap::new() }
+        Desired { nodes: nodes.iter().map(node).collect(), ..Desired::default() }
     }
 
     fn restored(nodes: &[&str]) -> Restored {
         let snapshot = MeshSnapshot {
             generation: Generation(41),
             nodes: desired(nodes).nodes,
-            services: BTreeMap::new(),
+            ..MeshSnapshot::default()
         };
         Restored { snapshot, written: SystemTime::now() }
     }
@@ -291,9 +294,6 @@ mod tests {
     /// Adds `web` with one task on n1.
     fn with_web(mut desired: Desired) -> Desired {
         let web = Service {
-            name: ServiceName::new("web"),
-            balance: Default::default(),
-            ports: Vec::new(),
             tasks: vec![Task {
                 name: TaskName::new("web.1"),
                 node: NodeName::new("n1"),
@@ -303,12 +303,11 @@ mod tests {
                 state: TaskState::Active,
                 networks: Default::default(),
             }],
-            timeouts: Default::default(),
             health: Health {
                 check: None,
                 ejection: Some(Ejection { panic: 0, ..Ejection::default() }),
             },
-            vips: Default::default(),
+            ..Service::new(ServiceName::new("web"))
         };
         desired.services.insert(web.name.clone(), Arc::new(web));
         desired

@@ -257,6 +257,11 @@ pub struct Node {
     /// itself of its containers is not here: it concerns nobody else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spaces: Vec<Space>,
+    /// Whether all that lives there is known: a task of it that is in no service of the snapshot has
+    /// ended, and keeps no flows. Otherwise it has left the desired state, and drains. True of what a
+    /// node says of itself at this moment; never of what is on disk.
+    #[serde(skip)]
+    pub whole: bool,
 }
 
 /// A network namespace of a node, and the networks it is attached to: its processes reach the virtual
@@ -383,6 +388,30 @@ impl PublishMode {
         match self {
             Self::Ingress => "ingress",
             Self::Host => "host",
+        }
+    }
+}
+
+// === impl Node, Service ===
+
+impl Node {
+    /// A node of which nothing more is known.
+    pub fn new(name: NodeName, address: IpAddr) -> Self {
+        Self { name, address, spaces: Vec::new(), whole: false }
+    }
+}
+
+impl Service {
+    /// A service that asks for nothing: no ports, no tasks, all else by default.
+    pub fn new(name: ServiceName) -> Self {
+        Self {
+            name,
+            balance: Balance::default(),
+            ports: Vec::new(),
+            tasks: Vec::new(),
+            timeouts: Timeouts::default(),
+            health: Health::default(),
+            vips: BTreeMap::new(),
         }
     }
 }

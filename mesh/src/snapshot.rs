@@ -24,6 +24,10 @@ pub struct Generation(pub u64);
 pub struct MeshSnapshot {
     /// Which snapshot this is.
     pub generation: Generation,
+    /// What the node is called in it whose agent made it, where the source knows that better than its
+    /// configuration: a Swarm tells nodes apart by identities, and names may turn out not to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here: Option<NodeName>,
     /// The nodes by name.
     pub nodes: BTreeMap<NodeName, Node>,
     /// The services by name. What did not change is shared with the snapshot before, so that a

@@ -12,7 +12,7 @@ use weir_abi::{Config, Ip4, Ip6};
 use weir_loader::{Arrival, Trial};
 use weir_mesh::{
     Balance, Generation, LocalView, MeshSnapshot, Node, NodeName, Port, Protocol, PublishMode,
-    PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
+    PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState,
     install::Via,
     plan::{Moment, Planner},
 };
@@ -73,8 +73,7 @@ impl World {
         let planner = Planner::new(trial.installed()?, limits, Moment(Duration::ZERO));
         let mut snapshot = MeshSnapshot { generation: Generation(1), ..MeshSnapshot::default() };
         for (name, address) in [("n1", "10.77.0.11"), ("n2", "10.77.0.12"), ("n3", "10.77.0.13")] {
-            let node =
-                Node { name: NodeName::new(name), address: address.parse()?, spaces: Vec::new() };
+            let node = Node::new(NodeName::new(name), address.parse()?);
             snapshot.nodes.insert(node.name.clone(), node);
         }
         Ok(Self { trial, planner, snapshot, now: Duration::ZERO, _bpffs: bpffs })
@@ -93,16 +92,13 @@ impl World {
         tasks: &[(&str, &str, u8, TaskState)],
     ) -> Result<()> {
         let service = Service {
-            name: ServiceName::new(name),
             balance,
             ports: ports.iter().map(|text| port(text)).collect::<Result<_>>()?,
             tasks: tasks
                 .iter()
                 .map(|(name, node, last, state)| task(name, node, *last, *state))
                 .collect(),
-            timeouts: Timeouts::default(),
-            health: Default::default(),
-            vips: BTreeMap::new(),
+            ..Service::new(ServiceName::new(name))
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
         self.apply()

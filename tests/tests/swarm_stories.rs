@@ -2,13 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
-use weir_tests::swarm::{Node, SETTLE, Swarm, Update};
+use serde_json::{Value, json};
+use weir_tests::swarm::{Node, SETTLE, Swarm, TaskAt, Update};
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{How, Probe, eventually};
+use weir_tests::{How, Probe, Talk, eventually};
 
 const HTTP: (How, u16) = (How::Tcp, 8081);
 
@@ -67,6 +69,7 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     answered(&swarm, 6, "the update is rolled back");
     assert_eq!(versions(&swarm), ["v1"]);
 
+    let mut kept = with_own_task(&swarm, "n2");
     swarm.docker("node update --availability drain n2").unwrap();
     eventually("n2 to be empty", SETTLE, || {
         let left = swarm.node("n2").tasks("web")?;
@@ -80,6 +83,13 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     say(&swarm, "n2 is drained, and answers");
     swarm.docker("node update --availability active n2").unwrap();
     swarm.node("n2").wait_weir().unwrap();
+    // Its task has ended while no agent was there to say so.
+    eventually("a datagram of a kept socket to reach another task", Duration::from_secs(5), || {
+        let seen = kept.ask();
+        ensure!(seen.task.is_some(), "{seen}");
+        Ok(())
+    })
+    .unwrap();
     answered(&swarm, 6, "n2 knows all tasks again");
 
     swarm.node("n3").stop_docker().unwrap();
@@ -102,6 +112,21 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     refused(&swarm, 8081);
     say(&swarm, "the service is removed");
     swarm.finish().unwrap();
+}
+
+/// A UDP socket whose datagrams a node gives to a task of its own.
+fn with_own_task(swarm: &Swarm, node: &str) -> Talk {
+    let node = swarm.node(node);
+    let own: Vec<_> = node.tasks("web").unwrap().iter().map(TaskAt::said).collect();
+    eventually("a task of the node itself to answer", SETTLE, || {
+        let mut talk = Probe::udp(node.target(8081)).open_in(swarm.client("c1").netns())?;
+        let seen = talk.ask();
+        let by_own =
+            seen.task.as_ref().is_some_and(|task| own.iter().any(|own| task.ends_with(own)));
+        ensure!(by_own, "{seen}");
+        Ok(talk)
+    })
+    .unwrap()
 }
 
 /// A drained node has no agent: Swarm ends the tasks of global services there, too. Its kernel
@@ -153,8 +178,11 @@ fn published(swarm: &Swarm, service: &str) -> Vec<u16> {
 }
 
 #[test]
-fn whatever_way_a_port_is_published_it_is_served() {
-    let swarm = swarm();
+fn whatever_way_a_port_is_published_it_is_served_though_two_nodes_have_one_host_name() {
+    // Swarm knows nodes by identity; so does the mesh.
+    let swarm = Swarm::builder().host_name("n3", "n2").with_images().unwrap().build().unwrap();
+    swarm.deploy_weir().unwrap();
+    each_is_itself(&swarm);
     let nodes = all(&swarm);
     create(&swarm, "--name everywhere --mode global -p 8001:80 task:v1");
     create(&swarm, "--name auto -p 80 task:v1");
@@ -192,6 +220,30 @@ fn whatever_way_a_port_is_published_it_is_served() {
     in_host_mode(&swarm);
     stack(&swarm);
     swarm.finish().unwrap();
+}
+
+/// Each node is in the mesh, once, under a name of its own, and knows which it is.
+fn each_is_itself(swarm: &Swarm) {
+    let mut names = BTreeSet::new();
+    for node in swarm.nodes() {
+        eventually(&format!("{} to know itself", node.name()), SETTLE, || {
+            let status: Value = serde_json::from_str(&node.weir("/api/v1/status")?.body)?;
+            ensure!(status["problems"] == json!([]), "{status}");
+            let known: Value = serde_json::from_str(&node.weir("/api/v1/nodes")?.body)?;
+            let known = known["nodes"].as_array().cloned().unwrap_or_default();
+            let own: Vec<_> = known.iter().filter(|node| node["here"] == true).collect();
+            let address = node.address().to_string();
+            ensure!(
+                known.len() == 3 && own.len() == 1 && own[0]["address"] == address,
+                "{known:?}"
+            );
+            ensure!(status["node"] == own[0]["name"], "{status}");
+            names.insert(own[0]["name"].to_string());
+            Ok(())
+        })
+        .unwrap();
+    }
+    assert_eq!(names.len(), 3, "{names:?}");
 }
 
 /// A TCP echo server, without an HTTP answer, is at a port of every node.

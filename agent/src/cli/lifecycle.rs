@@ -1,6 +1,6 @@
 //! `weir agent` and `weir uninstall`: the two commands that change the kernel.
 
-use std::{fs, io};
+use std::{fs, io, time::Duration};
 
 use serde::Serialize;
 use weir_loader::Dataplane;
@@ -9,23 +9,42 @@ use super::{
     ConfigArgs, Failed, Format, OutputArgs,
     table::{print, print_json},
 };
-use crate::{app, health::Condition, lock::Lock, logging::Logging, memory};
+use crate::{
+    app::{self, Ended},
+    health::Condition,
+    lock::Lock,
+    logging::Logging,
+    memory,
+};
 
 pub(super) fn agent(args: ConfigArgs) -> Result<Condition, Failed> {
-    let config = args.load()?;
+    let mut config = args.load()?;
     let logging = Logging::start(&config.log);
     memory::keep_small();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the async runtime: {error}"))?;
     let origin = app::Origin { file: args.config, overrides: args.overrides };
-    let outcome = runtime.block_on(app::run(config, origin, logging));
-    // Nothing that still reads a file may hold up the end.
-    runtime.shutdown_background();
-    outcome.map(|()| Condition::Ok).map_err(|error| format!("{error:#}"))
+    loop {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| format!("cannot start the async runtime: {error}"))?;
+        match runtime.block_on(app::run(config, origin.clone(), logging.clone())) {
+            Ok(Ended::Moved(new)) => {
+                // Its sockets must be closed before they are opened anew.
+                runtime.shutdown_timeout(CLOSING);
+                config = *new;
+            }
+            outcome => {
+                // Nothing that still reads a file may hold up the end.
+                runtime.shutdown_background();
+                return outcome.map(|_| Condition::Ok).map_err(|error| format!("{error:#}"));
+            }
+        }
+    }
 }
+
+/// How long an agent that begins anew waits for what the one before still does.
+const CLOSING: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
 struct Removal {

@@ -74,6 +74,8 @@ pub struct NodeConfig {
     pub name: NodeName,
     /// Its underlay address.
     pub address: IpAddr,
+    /// Whether somebody wrote that address; else it is what dockerd or the host said at the start.
+    pub address_written: bool,
     /// All addresses at which published ports answer; `address` is the first.
     pub addresses: Vec<IpAddr>,
     /// Interfaces on which clients arrive.
@@ -179,13 +181,22 @@ impl Config {
     /// Reads the file (or, without a path, [`DEFAULT_PATH`] if it is there), flags and variables.
     /// All mistakes at once.
     pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
-        let (name, text) = read_file(path)?;
-        let settings = Settings::read(&name, &text, overrides)?;
+        let settings = Settings::load(path, overrides)?;
         let mut host = Host::look();
         if let SourceConfig::Docker(docker) = settings.source() {
             host.ask_docker(&docker.socket);
         }
         settings.resolve(&host)
+    }
+
+    /// The same when dockerd has said meanwhile at which address other nodes reach this one.
+    pub fn load_at(
+        path: Option<&Path>,
+        overrides: &Overrides,
+        address: IpAddr,
+    ) -> Result<Self, Vec<Fault>> {
+        let host = Host { address: Some(address), ..Host::look() };
+        Settings::load(path, overrides)?.resolve(&host)
     }
 
     /// What the loader needs.

@@ -58,6 +58,12 @@ struct Reader<'t, 'i> {
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Settings {
+    /// Reads the file at `path`, or the default one if it is there.
+    pub(super) fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
+        let (name, text) = super::read_file(path)?;
+        Self::read(&name, &text, overrides)
+    }
+
     /// Reads the text of `file`, and what flags and variables say instead. All mistakes at once.
     pub fn read(file: &Path, text: &str, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
         let name = file.display().to_string();

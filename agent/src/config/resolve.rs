@@ -52,7 +52,9 @@ impl Settings {
                 addresses.push(*further);
             }
         }
-        Some(NodeConfig { name: NodeName::new(name), address, addresses, uplinks })
+        let address_written = self.node_address.is_some();
+        let name = NodeName::new(name);
+        Some(NodeConfig { name, address, address_written, addresses, uplinks })
     }
 
     fn uplinks(

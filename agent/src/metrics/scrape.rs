@@ -159,8 +159,8 @@ impl Scrape {
             let series = rows.iter().map(|row| (row.labels(), count(row)));
             out.counter(&format!("backend_{name}"), help, series)?;
         }
-        let own: Vec<_> =
-            rows.iter().filter(|row| row.node == self.now.config.node.name.as_str()).collect();
+        let here = self.now.here().as_str();
+        let own: Vec<_> = rows.iter().filter(|row| row.node == here).collect();
         for (name, help, value) in ANSWERS {
             let count = |row: &TaskRow<'_>| row.stats.map_or(0, |stats| value(&stats.counters));
             let series = own.iter().map(|row| (row.labels(), count(row)));

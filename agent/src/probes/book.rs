@@ -72,6 +72,15 @@ impl Book {
         }
     }
 
+    /// Takes what this node is called, if the source knows. Under another name the tasks are others.
+    pub fn call_node(&mut self, name: Option<&NodeName>) {
+        if let Some(name) = name.filter(|name| **name != self.node) {
+            self.node = name.clone();
+            self.services.clear();
+            self.changed.clear();
+        }
+    }
+
     /// Takes what the source wants now. `before`: what it wanted when the agent ran last, for the
     /// first time.
     pub fn declare(&mut self, services: &Services, before: &Services, now: Moment) {
@@ -195,7 +204,8 @@ impl Book {
             let ident = Ident::of_task(&service.name, &task.name, &task.node);
             let same = |entry: &Entry| entry.addresses == (task.ipv4, task.ipv6);
             let mut entry = match known.remove(&task.name).filter(same) {
-                Some(entry) => entry,
+                // Its identity is another when its node was renamed.
+                Some(entry) => Entry { ident, ..entry },
                 None => {
                     let wanted = before.is_none_or(|service| was_active(service, task));
                     let held = held.get(&ident).copied().filter(|_| wanted);

@@ -68,9 +68,10 @@ impl Chamber {
 }
 
 impl Judge {
-    /// Takes what the source wants; see [`Book::declare`].
-    pub fn declare(&mut self, services: &Services, before: &Services) {
+    /// Takes what the source wants, and what it calls this node; see [`Book::declare`].
+    pub fn declare(&mut self, here: Option<&NodeName>, services: &Services, before: &Services) {
         let now = self.now();
+        self.book.call_node(here);
         self.book.declare(services, before, now);
         self.tell();
     }

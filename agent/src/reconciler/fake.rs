@@ -10,9 +10,8 @@ use std::{
 
 use weir_loader::{Answers, Attachments, Counters, Error, FlowCensus, NetnsCookies, Stats};
 use weir_mesh::{
-    Balance, Generation, Installed, Limits, MapOp, MeshSnapshot, Node, NodeName, Port, Protocol,
+    Generation, Installed, Limits, MapOp, MeshSnapshot, Node, NodeName, Port, Protocol,
     PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState,
-    Timeouts,
     install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
 };
@@ -132,7 +131,7 @@ impl Kernel for Fake {
 pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
     let node = |name: &str, last: u8| {
         let name = NodeName::new(name);
-        (name.clone(), Node { name, address: [10, 0, 0, last].into(), spaces: Vec::new() })
+        (name.clone(), Node::new(name, [10, 0, 0, last].into()))
     };
     let task = |service: &str, node: &str, last: u8| Task {
         name: TaskName::new(format!("{service}.{last}")),
@@ -145,8 +144,6 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
     };
     let service = |&(name, port): &(&str, u16)| {
         let service = Service {
-            name: ServiceName::new(name),
-            balance: Balance::RoundRobin,
             ports: vec![Port {
                 protocol: Protocol::Tcp,
                 published: PublishedPort::new(port).unwrap(),
@@ -154,9 +151,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
                 mode: PublishMode::Ingress,
             }],
             tasks: vec![task(name, "n1", 3), task(name, "n2", 4)],
-            timeouts: Timeouts::default(),
-            health: Default::default(),
-            vips: BTreeMap::new(),
+            ..Service::new(ServiceName::new(name))
         };
         (service.name.clone(), service.into())
     };
@@ -164,6 +159,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
         generation: Generation(generation),
         nodes: [node("n1", 1), node("n2", 2)].into(),
         services: services.iter().map(service).collect(),
+        ..MeshSnapshot::default()
     }
 }
 

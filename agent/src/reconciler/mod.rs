@@ -48,7 +48,7 @@ use crate::{
 /// What a reconciler is told once.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// This node.
+    /// This node, unless the snapshot calls it otherwise.
     pub node: NodeName,
     /// How often it looks at what.
     pub intervals: Intervals,
@@ -137,7 +137,9 @@ impl<K: Kernel> Reconciler<K> {
         self.report.stale = view.stale;
         let before = self.snapshot();
         self.view = Some(view);
-        if asks_anew(before.as_deref(), self.snapshot().as_deref(), &self.settings.node) {
+        let after = self.snapshot();
+        let renamed = self.call_node(after.as_deref().and_then(|after| after.here.as_ref()));
+        if renamed || asks_anew(before.as_deref(), after.as_deref(), &self.local.node) {
             self.due.host = now;
         }
         self.due.plan = Some(now);
@@ -149,6 +151,15 @@ impl<K: Kernel> Reconciler<K> {
     pub fn see_spaces(&mut self, spaces: Vec<Space>, now: Instant) {
         self.vips.see(spaces);
         self.look_at_spaces(now);
+    }
+
+    /// Takes what this node is called, if the source knows; answers whether that is news.
+    fn call_node(&mut self, name: Option<&NodeName>) -> bool {
+        let renamed = name.filter(|name| **name != self.local.node);
+        if let Some(name) = renamed {
+            self.local.node = name.clone();
+        }
+        renamed.is_some()
     }
 
     /// When [`Self::work`] is next needed.
@@ -229,7 +240,7 @@ impl<K: Kernel> Reconciler<K> {
     fn look_at_host(&mut self, now: Instant) {
         let snapshot = self.snapshot().unwrap_or_default();
         let before = self.local.clone();
-        match self.kernel.sync_interfaces(&local_tasks(&snapshot, &self.settings.node)) {
+        match self.kernel.sync_interfaces(&local_tasks(&snapshot, &self.local.node)) {
             Ok(reach) => {
                 self.local.reach = reach;
                 self.report.host_failed = None;
@@ -255,7 +266,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Network namespaces of this node; what changed there changes the plan.
     fn look_at_spaces(&mut self, now: Instant) {
         let snapshot = self.snapshot();
-        if self.vips.look(&self.kernel, snapshot.as_deref(), &self.settings.node) {
+        if self.vips.look(&self.kernel, snapshot.as_deref(), &self.local.node) {
             self.due.plan = Some(now);
             debug!("the network namespaces of this node changed");
         }
@@ -267,7 +278,7 @@ impl<K: Kernel> Reconciler<K> {
             return BTreeMap::new();
         }
         let installed = self.planner.installed();
-        let mut wanted = wanted_ports(snapshot, &self.settings.node);
+        let mut wanted = wanted_ports(snapshot, &self.local.node);
         wanted.retain(|frontend| !installed.serves(*frontend));
         if wanted.is_empty() {
             return BTreeMap::new();
@@ -460,11 +471,14 @@ impl<K: Kernel> Reconciler<K> {
     fn note_problems(&mut self, problems: &[Problem], snapshot: &MeshSnapshot) {
         let mut texts: Vec<_> = problems.iter().map(|problem| self.explain(problem)).collect();
         texts.extend(self.vips.problems());
-        let node = &self.settings.node;
+        let node = &self.local.node;
         if !snapshot.nodes.is_empty() && !snapshot.nodes.contains_key(node) {
+            let remedy = match snapshot.here {
+                Some(_) => "see what the source says of it",
+                None => "list it as a node, or set node.name to the name it is listed under",
+            };
             texts.push(format!(
-                "this node, {node}, is not in the mesh: other nodes refuse what it forwards; list \
-                 it as a node, or set node.name to the name it is listed under"
+                "this node, {node}, is not in the mesh: other nodes refuse what it forwards; {remedy}"
             ));
         }
         let known: BTreeSet<&String> = self.report.problems.iter().collect();

@@ -13,6 +13,8 @@ use crate::document::Fault;
 /// What the mesh should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
+    /// What this node is called in it, where the source knows.
+    pub here: Option<NodeName>,
     /// The nodes by name.
     pub nodes: BTreeMap<NodeName, Node>,
     /// The services by name, shared with the state before where they did not change.

@@ -50,7 +50,9 @@ pub struct Merged {
 ///
 /// A task is in it from the moment its own node calls it healthy until that node says it has ended.
 /// It takes no new flows once anybody with a right to says that it should end: its node, Swarm,
-/// or silence. Services come from the managers, else from gossip, else from the tasks themselves.
+/// or silence. Services come from the managers, else from gossip, else from the tasks themselves. One
+/// that is removed, or not to be served, is there without ports for as long as its tasks are: their
+/// flows go on until they end.
 pub fn merge(words: &Words<'_>) -> Merged {
     let mut notes = BTreeSet::new();
     let Nodes { names, nodes } = Nodes::choose(words, &mut notes);
@@ -89,14 +91,15 @@ fn drafts<'a>(
     for (node, report) in words.reports {
         let Some(node_name) = names.get(node) else { continue };
         for (id, task) in &report.tasks {
-            let name = by_id.get(&task.service).copied().unwrap_or(&task.service_name);
-            let known = drafts.contains_key(name) || words.declared.is_none();
-            if !known || !tasks::may_speak(words, node, id) || !seen.insert(id) {
+            if !tasks::may_speak(words, node, id) || !seen.insert(id) {
                 continue;
             }
-            let draft = drafts.entry(name.clone()).or_default();
+            let name = by_id.get(&task.service).copied();
+            let draft = drafts.entry(name.unwrap_or(&task.service_name).clone()).or_default();
             let heard = draft.heard;
-            draft.tasks.extend(Placed::of(words, (node, node_name), (id, task), heard));
+            let removed = words.declared.is_some() && name.is_none() && heard.is_none();
+            let placed = Placed::of(words, (node, node_name), (id, task), heard);
+            draft.tasks.extend(placed.map(|placed| placed.of_removed(removed)));
         }
     }
     drafts
@@ -118,27 +121,28 @@ impl Draft<'_> {
         words: &Words<'_>,
         notes: &mut BTreeSet<Note>,
     ) -> Vec<(ServiceName, Service)> {
+        // Of a service that is removed nothing needs to be put right.
+        let mut unheard = BTreeSet::new();
+        let removed = self.is_removed(words);
+        let notes = if removed { &mut unheard } else { notes };
         let of_service = self.service_wishes(name, notes);
         let of_tasks: Vec<Wishes> = self.tasks.iter().map(|task| task.wishes(notes)).collect();
         // Containers of a service normally agree; during an update the first that says something
         // counts, which is the same one on every node.
         let wishes = of_tasks.iter().cloned().fold(of_service.clone(), Wishes::or);
-        if wishes.enable == Some(false) {
-            return Vec::new();
-        }
+        let served = wishes.enable != Some(false) && !removed;
         let weight = |task: &Wishes| task.weight.or(of_service.weight).unwrap_or(1);
         let tasks: Vec<Task> =
             self.tasks.iter().zip(&of_tasks).map(|(task, own)| task.task(weight(own))).collect();
         let ports = publish::ports(self, name, notes);
         let health = health::of(self, name, &wishes.health, &ports, notes);
         let service = |name: ServiceName, ports, tasks| Service {
-            name,
             balance: wishes.balance.unwrap_or_default(),
-            ports,
+            ports: if served { ports } else { Vec::new() },
             tasks,
             timeouts: wishes.timeouts(words.timeouts),
             health: health.clone(),
-            vips: BTreeMap::new(),
+            ..Service::new(name)
         };
         let mut services = Vec::new();
         for (placed, task) in self.tasks.iter().zip(&tasks) {
@@ -148,9 +152,15 @@ impl Draft<'_> {
                 services.push((name.clone(), service(name, own, vec![task.clone()])));
             }
         }
-        let whole = Service { vips: self.vips(words), ..service(name.clone(), ports, tasks) };
+        let vips = if served { self.vips(words) } else { BTreeMap::new() };
+        let whole = Service { vips, ..service(name.clone(), ports, tasks) };
         services.push((name.clone(), whole));
         services
+    }
+
+    /// Whether Swarm has removed it, and only its tasks are left.
+    fn is_removed(&self, words: &Words<'_>) -> bool {
+        words.declared.is_some() && self.declared.is_none() && self.heard.is_none()
     }
 
     /// Its virtual addresses, but for that on the network that carries Docker's own mesh: sharing it

@@ -29,7 +29,8 @@ impl Nodes {
         let names = names(&candidates);
         let node = |(id, name): (&NodeId, &NodeName)| {
             let address = candidates.get(id)?.address;
-            Some((name.clone(), Node { name: name.clone(), address, spaces: Vec::new() }))
+            let whole = words.reports.contains_key(id) && words.alive.contains(id);
+            Some((name.clone(), Node { whole, ..Node::new(name.clone(), address) }))
         };
         let nodes = names.iter().filter_map(node).collect();
         Self { names, nodes }

@@ -41,6 +41,14 @@ impl<'a> Placed<'a> {
         Some(Self { said, node: node_name.clone(), state })
     }
 
+    /// The same when Swarm has removed its service: it ends soon.
+    pub fn of_removed(mut self, removed: bool) -> Self {
+        if removed && self.state == TaskState::Active {
+            self.state = TaskState::Draining;
+        }
+        self
+    }
+
     /// What the labels of its container ask for.
     pub fn wishes(&self, notes: &mut BTreeSet<Note>) -> Wishes {
         Wishes::read(&self.said.labels, &format!("container {}", self.said.name), notes)

@@ -63,7 +63,7 @@ impl<'a> Run<'a> {
         };
         if let Some(id) = self.planner.draft.service_id(wanted.ident) {
             let stay = keep.iter().map(|(index, _)| *index).collect();
-            self.retire(id, Some(wanted.service), &stay, &wanted.down);
+            self.retire(id, Some(wanted.service), &stay);
             self.retag(id, &keep);
         }
         let problems = std::mem::take(&mut self.problems);

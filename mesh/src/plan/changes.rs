@@ -24,6 +24,8 @@ pub(super) struct Memory {
     local: Option<LocalView>,
     /// The indexes of the nodes of the snapshot.
     pub(super) nodes: BTreeMap<NodeName, NodeIndex>,
+    /// The nodes of which all that lives there is known.
+    whole: BTreeSet<NodeName>,
     pub(super) services: BTreeMap<ServiceName, Known>,
     names: BTreeMap<Ident, ServiceName>,
     /// Which services want a port on this node; the first by name has it.
@@ -113,8 +115,7 @@ impl<'a> Run<'a> {
         unsettled.iter().for_each(|name| self.add_service(name, &mut todo));
         let gone = std::mem::take(&mut self.planner.memory.unsettled_gone);
         todo.gone.extend(gone.intersection(&self.planner.memory.gone));
-        todo.services.sort_by_key(|(name, ..)| *name);
-        todo.services.dedup_by_key(|(name, ..)| *name);
+        todo.settle();
         todo
     }
 
@@ -263,17 +264,45 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Services of which something is due to leave.
-    fn add_due(&mut self, todo: &mut Todo<'a>) {
-        let planner = &*self.planner;
-        for id in planner.departures.due(&planner.draft, self.now) {
-            let ident = planner.draft.hold(id).and_then(|hold| hold.ident);
-            let ident = ident.filter(|ident| planner.draft.service_id(*ident) == Some(id));
-            match ident.and_then(|ident| planner.memory.names.get(&ident)) {
-                Some(name) => self.add_service(name, todo),
-                None => drop(todo.gone.insert(id)),
-            }
+    /// Services of which something drains, when more is known of a node than before: what drained
+    /// there for lack of news may be known to have ended.
+    pub(super) fn add_accounted(&mut self, todo: &mut Todo<'a>) {
+        let whole = self.snapshot.nodes.values().filter(|node| node.whole);
+        let whole: BTreeSet<NodeName> = whole.map(|node| node.name.clone()).collect();
+        let old = std::mem::replace(&mut self.planner.memory.whole, whole);
+        if self.planner.memory.whole.is_subset(&old) {
+            return;
         }
+        let planner = &*self.planner;
+        for id in planner.departures.leaving(&planner.draft) {
+            self.add_by_id(id, todo);
+        }
+        todo.settle();
+    }
+
+    /// Services of which something is due to leave.
+    fn add_due(&self, todo: &mut Todo<'a>) {
+        for id in self.planner.departures.due(&self.planner.draft, self.now) {
+            self.add_by_id(id, todo);
+        }
+    }
+
+    fn add_by_id(&self, id: ServiceId, todo: &mut Todo<'a>) {
+        let planner = &*self.planner;
+        let ident = planner.draft.hold(id).and_then(|hold| hold.ident);
+        let ident = ident.filter(|ident| planner.draft.service_id(*ident) == Some(id));
+        match ident.and_then(|ident| planner.memory.names.get(&ident)) {
+            Some(name) => self.add_service(name, todo),
+            None => drop(todo.gone.insert(id)),
+        }
+    }
+}
+
+impl Todo<'_> {
+    /// In order, each once.
+    fn settle(&mut self) {
+        self.services.sort_by_key(|(name, ..)| *name);
+        self.services.dedup_by_key(|(name, ..)| *name);
     }
 }
 

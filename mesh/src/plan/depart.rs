@@ -8,8 +8,10 @@ use std::{
 use super::{GRACE, Moment, Planner, draft::Draft, run::Run, stock::Freed};
 use crate::{
     ident::{Ident, Tag},
-    install::{BackendIndex, BackendRecord, BackendState, Frontend, Installed, MapOp, ServiceId},
-    service::{Service, ServiceName, Timeouts},
+    install::{
+        BackendIndex, BackendRecord, BackendState, Frontend, Installed, MapOp, ServiceId, Via,
+    },
+    service::{Node, Service, ServiceName, Task, TaskState, Timeouts},
 };
 
 /// What is leaving, and when its next step is due.
@@ -36,6 +38,12 @@ impl Departures {
         self.ports.retain(|frontend, _| found.ports.contains_key(frontend));
     }
 
+    /// The services of which a backend is leaving.
+    pub(super) fn leaving(&self, draft: &Draft) -> BTreeSet<ServiceId> {
+        let backends = self.backends.keys();
+        backends.filter_map(|at| Some(draft.installed.backends.get(at)?.service)).collect()
+    }
+
     /// The services of which something is due.
     pub(super) fn due(&self, draft: &Draft, now: Moment) -> BTreeSet<ServiceId> {
         let backends = self.backends.iter().filter(|(_, until)| **until <= now);
@@ -53,7 +61,6 @@ impl Run<'_> {
         id: ServiceId,
         service: Option<&Service>,
         stay: &BTreeSet<BackendIndex>,
-        down: &BTreeSet<Ident>,
     ) {
         let Some(hold) = self.planner.draft.hold(id) else { return };
         let nothing_left = self.planner.departures.backends.is_empty();
@@ -62,14 +69,50 @@ impl Run<'_> {
         }
         let backends: Vec<_> = hold.backends.iter().copied().collect();
         let drain = service.map_or_else(|| drain_of(self.planner, id), |it| it.timeouts).drain;
+        let all_stay = backends.iter().all(|(_, index)| stay.contains(index));
+        let listed = service.filter(|_| !all_stay).map(states).unwrap_or_default();
         for (ident, index) in backends {
             let backend = self.planner.draft.installed.backends.get(&index).copied();
             match backend.filter(|_| !stay.contains(&index)) {
                 None => drop(self.planner.departures.backends.remove(&index)),
-                Some(backend) if down.contains(&ident) => self.stop(index, &backend, drain),
+                Some(backend) if self.has_ended(service, listed.get(&ident), &backend) => {
+                    self.stop(index, &backend, drain);
+                }
                 Some(backend) => self.drain(index, &backend, drain),
             }
         }
+    }
+
+    /// Whether the task of a backend is known to have ended: it is said to be down, or it is not
+    /// listed although all that lives on its node is. A task that was renamed with its node is still
+    /// at its address.
+    fn has_ended(
+        &self,
+        service: Option<&Service>,
+        listed: Option<&TaskState>,
+        backend: &BackendRecord,
+    ) -> bool {
+        if let Some(state) = listed {
+            return *state == TaskState::Down;
+        }
+        let Some(node) = self.node_behind(backend.via).filter(|node| node.whole) else {
+            return false;
+        };
+        let here = |task: &&Task| task.node == node.name && task.state != TaskState::Down;
+        let mut there = service.into_iter().flat_map(|service| &service.tasks).filter(here);
+        !there.any(|task| (task.ipv4, task.ipv6) == (backend.ipv4, backend.ipv6))
+    }
+
+    /// The node on which a backend is, if it is in the mesh.
+    fn node_behind(&self, via: Via) -> Option<&Node> {
+        let name = match via {
+            Via::Tunnel { node } => {
+                let mut nodes = self.planner.memory.nodes.iter();
+                nodes.find(|(_, index)| **index == node).map(|(name, _)| name)?
+            }
+            Via::Peer { .. } | Via::Neighbour { .. } | Via::Unreachable => &self.local.node,
+        };
+        self.snapshot.nodes.get(name)
     }
 
     /// A task that is down has nothing to drain. Its backend keeps its place for the drain time, so
@@ -206,6 +249,12 @@ impl Run<'_> {
         self.planner.departures.ports.remove(&frontend);
         slot.into_iter().for_each(|slot| self.drop_record(slot));
     }
+}
+
+/// The tasks of a service by identity, with their states.
+fn states(service: &Service) -> BTreeMap<Ident, TaskState> {
+    let ident = |task: &Task| Ident::of_task(&service.name, &task.name, &task.node);
+    service.tasks.iter().map(|task| (ident(task), task.state)).collect()
 }
 
 /// The timeouts that a service had when it was last seen.

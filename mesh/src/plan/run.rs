@@ -57,6 +57,7 @@ impl<'a> Run<'a> {
         }
         let moved = self.set_nodes();
         let mut todo = self.find_changes(&moved);
+        self.add_accounted(&mut todo);
         for (name, service, ident) in &todo.services {
             self.plan_service(name, service, *ident);
         }
@@ -66,7 +67,7 @@ impl<'a> Run<'a> {
         // A service that came back was among those present.
         todo.gone.retain(|id| self.planner.memory.gone.contains(id));
         for id in &todo.gone {
-            self.retire(*id, None, &BTreeSet::new(), &BTreeSet::new());
+            self.retire(*id, None, &BTreeSet::new());
         }
         let looked_at = todo.ids(self.planner);
         for (id, name) in &looked_at {

@@ -26,8 +26,6 @@ pub(super) struct Wanted<'a> {
     /// Those of them that it serves to other nodes only.
     pub(super) withheld: BTreeSet<Frontend>,
     pub(super) members: Vec<Member>,
-    /// Identities of tasks that are down.
-    pub(super) down: BTreeSet<Ident>,
 }
 
 /// A task that should be a backend.
@@ -76,15 +74,11 @@ impl<'a> Run<'a> {
     pub(super) fn want(&mut self, service: &'a Service, ident: Ident) -> Wanted<'a> {
         let id = self.id_of(service, ident);
         let (ports, withheld) = self.served_ports(service);
-        let (members, down) = (Vec::new(), BTreeSet::new());
-        let mut wanted = Wanted { service, ident, id, ports, withheld, members, down };
-        for task in self.tasks_needed_here(service) {
+        let mut wanted = Wanted { service, ident, id, ports, withheld, members: Vec::new() };
+        let needed = self.tasks_needed_here(service);
+        for task in needed.filter(|task| task.state != TaskState::Down) {
             let ident = Ident::of_task(&service.name, &task.name, &task.node);
-            if task.state == TaskState::Down {
-                wanted.down.insert(ident);
-            } else {
-                wanted.members.extend(self.member(service, id, task, ident));
-            }
+            wanted.members.extend(self.member(service, id, task, ident));
         }
         // Equal on every node and after every restart, whatever the order of the tasks.
         wanted.members.sort_by_key(|member| member.ident);

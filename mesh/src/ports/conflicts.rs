@@ -51,9 +51,7 @@ fn shared_node(first: &Service, second: &Service) -> Option<NodeName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{
-        Balance, Protocol, PublishedPort, TargetPort, Task, TaskName, TaskState, Timeouts,
-    };
+    use crate::service::{Protocol, PublishedPort, TargetPort, Task, TaskName, TaskState};
 
     fn service(name: &str, mode: PublishMode, nodes: &[&str]) -> (ServiceName, Arc<Service>) {
         let task = |(at, node): (usize, &&str)| Task {
@@ -73,13 +71,9 @@ mod tests {
             mode,
         };
         let service = Service {
-            name: name.clone(),
-            balance: Balance::RoundRobin,
             ports: vec![port],
             tasks: nodes.iter().enumerate().map(task).collect(),
-            timeouts: Timeouts::default(),
-            health: Default::default(),
-            vips: BTreeMap::new(),
+            ..Service::new(name.clone())
         };
         (name, Arc::new(service))
     }

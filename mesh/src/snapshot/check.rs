@@ -106,7 +106,7 @@ impl MeshSnapshot {
         }
         errors.extend(port_conflicts(&named).into_iter().map(SnapshotError::from));
         if errors.is_empty() {
-            Ok(Self { generation, nodes, services: named })
+            Ok(Self { generation, here: None, nodes, services: named })
         } else {
             Err(errors)
         }
@@ -169,12 +169,10 @@ fn check_ports(service: &Service, errors: &mut Vec<SnapshotError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{
-        Balance, Protocol, PublishMode, PublishedPort, TargetPort, Task, TaskState, Timeouts,
-    };
+    use crate::service::{Protocol, PublishMode, PublishedPort, TargetPort, Task, TaskState};
 
     fn node(name: &str, last: u8) -> Node {
-        Node { name: NodeName::new(name), address: [10, 0, 0, last].into(), spaces: Vec::new() }
+        Node::new(NodeName::new(name), [10, 0, 0, last].into())
     }
 
     fn service(name: &str, tasks: &[(&str, &str)], ports: &[u16]) -> Service {
@@ -194,13 +192,9 @@ mod tests {
             mode: PublishMode::Ingress,
         };
         Service {
-            name: ServiceName::new(name),
-            balance: Balance::RoundRobin,
             ports: ports.iter().map(port).collect(),
             tasks: tasks.iter().map(task).collect(),
-            timeouts: Timeouts::default(),
-            health: Default::default(),
-            vips: BTreeMap::new(),
+            ..Service::new(ServiceName::new(name))
         }
     }
 

@@ -7,7 +7,7 @@ use weir_mesh::{
     TargetPort, TaskName,
     cluster::{
         Availability, BoundPort, DeclaredNetwork, DeclaredPort, HeardPort, HeardService, HeardTask,
-        Hearsay, Life, TaskId, Transport, WishedState,
+        Hearsay, Life, ServiceId, TaskId, Transport, WishedState,
     },
     health::{Check, CheckKind},
 };
@@ -112,10 +112,36 @@ fn a_node_may_not_speak_about_the_task_of_another() {
 }
 
 #[test]
-fn a_removed_service_is_gone_with_its_tasks() {
+fn a_removed_service_has_no_ports_and_is_gone_with_its_tasks() {
     let mut world = two_nodes();
     world.declare().services.clear();
+    let merged = world.merged();
+    assert_eq!(states(&merged, "web"), ["web.1=draining", "web.2=draining"]);
+    assert!(ports(&merged, "web").is_empty());
+    world.change_report("n2", "web.2", |task| task.life = Life::Down);
+    assert_eq!(states(&world.merged(), "web"), ["web.1=draining", "web.2=down"]);
+    world.speaks("n1", 1);
+    world.speaks("n2", 2);
     assert!(world.merged().services.is_empty());
+}
+
+#[test]
+fn tasks_of_a_removed_service_get_no_flows_of_a_new_one_with_its_name() {
+    let mut world = two_nodes();
+    let web = world.declare().services.pop_first().unwrap().1;
+    world.declare().services.insert(ServiceId::new("another"), web);
+    let merged = world.merged();
+    assert_eq!(states(&merged, "web"), ["web.1=draining", "web.2=draining"]);
+    assert_eq!(ports(&merged, "web"), ["tcp/80->8080 ingress"]);
+}
+
+#[test]
+fn all_that_lives_on_a_node_is_known_while_it_speaks() {
+    let mut world = two_nodes();
+    world.node("n3", 3);
+    world.alive.remove(&node_id("n2"));
+    let whole: Vec<bool> = world.merged().nodes.values().map(|node| node.whole).collect();
+    assert_eq!(whole, [true, false, false], "n2 is silent, and n3 has never spoken");
 }
 
 #[test]
@@ -244,7 +270,9 @@ fn labels_of_the_service_win_over_those_of_its_containers() {
         world.merged().services[&web].tasks.iter().map(|task| task.weight).collect();
     assert_eq!(weights, [1, 5]);
     world.label_service("web", "weir.enable", "false");
-    assert!(world.merged().services.is_empty());
+    let merged = world.merged();
+    assert!(ports(&merged, "web").is_empty());
+    assert_eq!(states(&merged, "web"), ["web.1=active", "web.2=active"], "flows go on");
 }
 
 #[test]

@@ -24,6 +24,8 @@ struct Step {
     /// Services that change: to this, or away.
     services: BTreeMap<&'static str, Option<Service>>,
     nodes: BTreeSet<u8>,
+    /// Nodes of which all that lives there is known.
+    whole: BTreeSet<u8>,
     /// Local tasks with these numbers are not reached.
     unreached: BTreeSet<u8>,
     withheld: BTreeSet<Frontend>,
@@ -33,7 +35,7 @@ struct Step {
 impl fmt::Debug for Step {
     /// A step a line, since a failing story is read as a whole.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after {}s nodes {:?}", self.wait, self.nodes)?;
+        write!(f, "after {}s nodes {:?} whole {:?}", self.wait, self.nodes, self.whole)?;
         write!(f, " unreached {:?} withheld {:?}", self.unreached, self.withheld)?;
         for (name, service) in &self.services {
             let Some(service) = service else {
@@ -120,13 +122,11 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
     let tasks = (1_u8..=4).map(|number| task(name, number)).collect::<Vec<_>>();
     (balance, prop::collection::vec(port(), 0..4), tasks, 1_u64..4).prop_map(
         move |(balance, ports, tasks, drain)| Service {
-            name: ServiceName::new(name),
             balance,
             ports,
             tasks: tasks.into_iter().flatten().collect(),
             timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
-            health: Default::default(),
-            vips: BTreeMap::new(),
+            ..Service::new(ServiceName::new(name))
         },
     )
 }
@@ -146,13 +146,15 @@ fn step(maglev: bool) -> impl Strategy<Value = Step> {
     ];
     let unreached =
         prop_oneof![5 => Just(BTreeSet::new()), 1 => prop::collection::btree_set(1_u8..5, 1..3)];
+    let whole = prop::collection::btree_set(1_u8..5, 0..5);
     let withheld = prop::collection::btree_set(frontend(), 0..2);
     let wait = prop::sample::select(vec![0, 0, 1, 2, 3, 10, 40]);
-    (wait, services, nodes, unreached, withheld, end).prop_map(
-        |(wait, services, nodes, unreached, withheld, end)| Step {
+    (wait, services, nodes, whole, unreached, withheld, end).prop_map(
+        |(wait, services, nodes, whole, unreached, withheld, end)| Step {
             wait,
             services: services.into_iter().collect(),
             nodes,
+            whole,
             unreached,
             withheld,
             end,
@@ -186,6 +188,9 @@ impl Story {
         }
         let nodes = step.nodes.iter().chain([&1]).map(|number| node(*number));
         self.snapshot.nodes = nodes.map(|node| (node.name.clone(), node)).collect();
+        for node in self.snapshot.nodes.values_mut() {
+            node.whole = step.whole.iter().any(|number| node.name.as_str() == format!("n{number}"));
+        }
         self.world.local.withheld = step.withheld.clone();
         self.world.local.reach = self.reach(&step.unreached);
         let plan = self.world.planner.plan(&self.snapshot, &self.world.local, self.world.now);
@@ -273,6 +278,7 @@ impl Story {
         let restarted =
             Planner::new(kernel.clone(), self.world.limits, now).plan(&self.snapshot, local, now);
         assert_eq!(restarted.ops, [], "a restart changes something in\n{}", kernel.dump());
+        self.check_ended();
         for (frontend, service) in self.wanted_ports() {
             let record = kernel.ports.get(&frontend).map(|slot| &kernel.records[slot]);
             let own = Ident::of_service(&service.name);
@@ -282,6 +288,35 @@ impl Story {
                 // drains: the process has this node's clients, and a host port no others.
                 None => assert!(local.withheld.contains(&frontend), "{frontend} is not served"),
             }
+        }
+    }
+
+    /// What is not listed on a node of which all that lives there is known has no flows, unless
+    /// another task of the mesh is at its address.
+    fn check_ended(&self) {
+        let kernel = &self.world.kernel;
+        let services = || self.snapshot.services.values();
+        let of_service = |it: &Service| -> Vec<_> {
+            it.tasks.iter().map(|task| Ident::of_task(&it.name, &task.name, &task.node)).collect()
+        };
+        let listed: BTreeSet<_> = services().flat_map(|it| of_service(it)).collect();
+        let at: BTreeSet<_> =
+            services().flat_map(|it| &it.tasks).map(|task| (task.ipv4, task.ipv6)).collect();
+        let nodes = self.snapshot.nodes.values();
+        let whole = nodes.filter(|node| node.whole).map(|node| match node.name.as_str() == HERE {
+            true => None,
+            false => Some(Ident::of_node(&node.name)),
+        });
+        let whole: BTreeSet<_> = whole.collect();
+        for (index, backend) in &kernel.backends {
+            let on = match backend.via {
+                Via::Tunnel { node } => Some(kernel.nodes[&node].ident),
+                _ => None,
+            };
+            let known =
+                listed.contains(&backend.ident) || at.contains(&(backend.ipv4, backend.ipv6));
+            let ended = whole.contains(&on) && !known;
+            assert!(!ended || backend.state == BackendState::Gone, "{index:?}\n{}", kernel.dump());
         }
     }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Generation, Ident, Limits, MeshSnapshot, NodeName, Port, Protocol, PublishMode,
-    PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
+    Generation, Ident, Limits, MeshSnapshot, NodeName, Port, Protocol, PublishMode, PublishedPort,
+    Service, ServiceName, TargetPort, Task, TaskName, TaskState,
     balance::maglev::{LARGE, SMALL, maglev},
 };
 
@@ -35,13 +35,9 @@ fn service(number: usize) -> Service {
         mode: PublishMode::Ingress,
     };
     Service {
-        name: ServiceName::new(format!("service-{number}")),
-        balance: Balance::RoundRobin,
         ports: vec![port],
         tasks: (0..TASKS).map(task).collect(),
-        timeouts: Timeouts::default(),
-        health: Default::default(),
-        vips: BTreeMap::new(),
+        ..Service::new(ServiceName::new(format!("service-{number}")))
     }
 }
 

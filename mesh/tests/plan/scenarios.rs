@@ -117,6 +117,41 @@ fn a_task_that_vanishes_drains_then_is_gone_then_is_removed() {
 }
 
 #[test]
+fn a_task_that_a_node_no_longer_has_is_gone_at_once_when_all_that_lives_there_is_known() {
+    let mut scene = Scene::new();
+    scene.serve("whole n2\n web 80:80 drain=10s | 1@n1 2@n2 3@n2");
+    let left = "whole n2\n web 80:80 drain=10s | 3@n2";
+    assert_eq!(
+        scene.serve(left),
+        "write 4: 1, record 2, tcp/80 -> 2, backend 2 gone, backend 3 draining, remove-record 1, \
+         free 0, free 3"
+    );
+    // More is known of n1, too: what drained there has ended.
+    scene.wait(1);
+    assert_eq!(scene.serve("whole n1 n2\n web 80:80 drain=10s | 3@n2"), "backend 3 gone");
+}
+
+#[test]
+fn the_tasks_of_a_service_that_is_gone_end_with_it_when_all_that_lives_there_is_known() {
+    let mut scene = Scene::new();
+    scene.serve("whole n2\n web 80:80 drain=10s | 1@n1 2@n2");
+    // While its tasks are listed their flows go on, although nothing is published.
+    let listed = "whole n2\n web drain=10s | 1@n1 2@n2 draining";
+    let closed = scene.serve(listed);
+    assert!(closed.contains("backend 1 draining, backend 2 draining"), "{closed}");
+    scene.wait(1);
+    assert_eq!(scene.serve("whole n2"), "backend 1 gone");
+}
+
+#[test]
+fn a_task_that_was_renamed_with_its_node_has_not_ended() {
+    let mut scene = Scene::new();
+    scene.serve("whole n1\n web 80:80 drain=10s | 1@n1");
+    let renamed = scene.serve("whole n1\n web 80:80 drain=10s | 9@n1 addr=172.18.119.1");
+    assert!(renamed.contains("backend 1 draining"), "{renamed}");
+}
+
+#[test]
 fn a_plan_says_when_it_must_be_made_again() {
     let mut scene = Scene::new();
     scene.serve("web 80:80 drain=10s | 1@n2");

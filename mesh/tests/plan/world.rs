@@ -8,7 +8,7 @@ use std::{
 
 use weir_mesh::{
     Balance, Generation, Installed, Limits, LocalView, MapOp, MeshSnapshot, Moment, Node, NodeName,
-    Plan, Planner, PublishMode, Service, ServiceName, Task, TaskName, TaskState, Timeouts,
+    Plan, Planner, PublishMode, Service, ServiceName, Task, TaskName, TaskState,
     install::{BackendIndex, BackendState, Region, Via},
     plan::GRACE,
     ports::parse_ports,
@@ -184,34 +184,28 @@ pub fn picked(
 
 /// Reads a mesh, one service a line:
 /// `web 8080:80 53:53/udp maglev drain=10s host | 1@n1 2@n2 draining 3@n3 weight=2 addr=10.9.9.9`.
-/// Nodes n1 to n4 are always there.
+/// Nodes n1 to n4 are always there. All that lives on a node is known when there is a line such as
+/// `whole n1 n2`.
 pub fn mesh(text: &str) -> MeshSnapshot {
     let nodes = (1..=4).map(node).collect();
-    let services =
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(service).collect();
-    MeshSnapshot::build(Generation(1), nodes, services).unwrap()
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let (whole, services): (Vec<_>, Vec<_>) = lines.partition(|line| line.starts_with("whole "));
+    let services = services.into_iter().map(service).collect();
+    let mut mesh = MeshSnapshot::build(Generation(1), nodes, services).unwrap();
+    for name in whole.iter().flat_map(|line| line.split(' ').skip(1)) {
+        mesh.nodes.get_mut(&NodeName::new(name)).unwrap().whole = true;
+    }
+    mesh
 }
 
 pub fn node(number: u8) -> Node {
-    Node {
-        name: NodeName::new(format!("n{number}")),
-        address: [192, 0, 2, number].into(),
-        spaces: Vec::new(),
-    }
+    Node::new(NodeName::new(format!("n{number}")), [192, 0, 2, number].into())
 }
 
 fn service(line: &str) -> Service {
     let (head, tasks) = line.split_once('|').unwrap_or((line, ""));
     let mut words = head.split_whitespace();
-    let mut service = Service {
-        name: ServiceName::new(words.next().unwrap()),
-        balance: Balance::RoundRobin,
-        ports: Vec::new(),
-        tasks: Vec::new(),
-        timeouts: Timeouts::default(),
-        health: Default::default(),
-        vips: BTreeMap::new(),
-    };
+    let mut service = Service::new(ServiceName::new(words.next().unwrap()));
     let mut mode = PublishMode::Ingress;
     for word in words {
         match word {

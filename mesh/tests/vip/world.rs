@@ -7,8 +7,8 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Generation, Ident, MeshSnapshot, Moment, NetworkId, Node, NodeName, Service,
-    ServiceName, Task, TaskName, TaskState, Timeouts,
+    Generation, Ident, MeshSnapshot, Moment, NetworkId, Node, NodeName, Service, ServiceName, Task,
+    TaskName, TaskState,
     plan::GRACE,
     vip::{InstalledVips, LocalSpaces, SpaceCookie, VipKey, VipLimits, VipOp, VipPlan, VipPlanner},
 };
@@ -136,15 +136,7 @@ pub fn service(name: &str, vips: &[(&str, &str)], tasks: Vec<Task>) -> Service {
     for (network, address) in vips {
         by_network.entry(NetworkId::new(*network)).or_default().push(ip(address));
     }
-    Service {
-        name: ServiceName::new(name),
-        balance: Balance::RoundRobin,
-        ports: Vec::new(),
-        tasks,
-        timeouts: Timeouts::default(),
-        health: Default::default(),
-        vips: by_network,
-    }
+    Service { tasks, vips: by_network, ..Service::new(ServiceName::new(name)) }
 }
 
 /// Task number `last` at `10.0.9.last` and `fd00:9::last` of a network.
@@ -164,6 +156,6 @@ pub fn task(network: &str, last: u8, weight: u16, state: TaskState) -> Task {
 
 pub fn snapshot(services: Vec<Service>) -> MeshSnapshot {
     let name = NodeName::new("n1");
-    let node = Node { name, address: ip("192.0.2.1"), spaces: Vec::new() };
+    let node = Node::new(name, ip("192.0.2.1"));
     MeshSnapshot::build(Generation(1), vec![node], services).unwrap()
 }

@@ -11,6 +11,7 @@ mod node;
 mod service;
 mod weir;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub struct SwarmBuilder {
     managers: usize,
     clients: usize,
     images: Vec<Image>,
+    host_names: BTreeMap<String, String>,
 }
 
 impl SwarmBuilder {
@@ -62,6 +64,12 @@ impl SwarmBuilder {
         self
     }
 
+    /// The host name of a node, which is otherwise its name. Docker shows host names.
+    pub fn host_name(mut self, node: &str, host_name: &str) -> Self {
+        self.host_names.insert(node.to_owned(), host_name.to_owned());
+        self
+    }
+
     /// Starts everything, and waits until all nodes are ready.
     pub fn build(self) -> Result<Swarm> {
         ensure!((1..=self.nodes).contains(&self.managers), "between 1 manager and all nodes");
@@ -73,7 +81,8 @@ impl SwarmBuilder {
             .build()?;
         let mut swarm = Swarm { nodes: Nodes(Vec::new()), lab, started: Instant::now() };
         for host in swarm.lab.hosts() {
-            swarm.nodes.0.push(Node::boot(host)?);
+            let name = self.host_names.get(host.name()).map_or(host.name(), String::as_str);
+            swarm.nodes.0.push(Node::boot(host, name)?);
         }
         swarm.on_each(|node| {
             node.start_docker()?;
@@ -95,7 +104,8 @@ pub struct Swarm {
 impl Swarm {
     /// One manager, two workers and a client, unless told otherwise.
     pub fn builder() -> SwarmBuilder {
-        SwarmBuilder { nodes: 3, managers: 1, clients: 1, images: Vec::new() }
+        let (images, host_names) = (Vec::new(), BTreeMap::new());
+        SwarmBuilder { nodes: 3, managers: 1, clients: 1, images, host_names }
     }
 
     /// The node of this name.

@@ -40,11 +40,11 @@ pub struct Node {
 
 impl Node {
     /// Makes the machine of a host; dockerd does not run yet.
-    pub(crate) fn boot(host: &Host) -> Result<Self> {
+    pub(crate) fn boot(host: &Host, host_name: &str) -> Result<Self> {
         let ready = host.run_dir().join("first.pid");
         let _ = fs::remove_file(&ready);
         let mut command = Command::new(node_program()?);
-        command.args(["init", "--name", host.name(), "--ready"]).arg(&ready);
+        command.args(["init", "--name", host_name, "--ready"]).arg(&ready);
         let machine = host.spawn(to_log(command, host, "machine.log")?)?;
         let first: i32 = eventually("the machine to be mounted", BOOT, || -> Result<i32> {
             Ok(fs::read_to_string(&ready).context("not yet")?.parse()?)
@@ -57,7 +57,7 @@ impl Node {
         Ok(Self { host: host.clone(), docker, dockerd: Mutex::new(None), first, machine })
     }
 
-    /// The name, which is the host name that Docker shows.
+    /// The name, which is the host name that Docker shows, unless the builder was told otherwise.
     pub fn name(&self) -> &str {
         self.host.name()
     }

@@ -31,13 +31,10 @@ fn web(health: Health) -> Service {
         mode: PublishMode::Ingress,
     };
     Service {
-        name: ServiceName::new("web"),
-        balance: Default::default(),
         ports: vec![port],
         tasks: vec![task(1, "n1"), task(2, "n1"), task(3, "n1"), task(4, "n2")],
-        timeouts: Default::default(),
         health,
-        vips: Default::default(),
+        ..Service::new(ServiceName::new("web"))
     }
 }
 

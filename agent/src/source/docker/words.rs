@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 use weir_mesh::{
-    Timeouts,
+    NodeName, Timeouts,
     cluster::{Declared, NodeId, Note, Report, Words, merge},
 };
 
@@ -129,7 +129,10 @@ impl Voices {
             timeouts: self.defaults,
         });
         let notes = merged.notes.into_iter().map(fault).collect();
-        Some((Desired { nodes: merged.nodes, services: merged.services }, notes))
+        // A node that found no place in the mesh is nobody in it, and not whoever has its host name.
+        let unplaced = || NodeName::new(engine.node.as_str());
+        let here = Some(merged.names.get(&engine.node).cloned().unwrap_or_else(unplaced));
+        Some((Desired { here, nodes: merged.nodes, services: merged.services }, notes))
     }
 }
 

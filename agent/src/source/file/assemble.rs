@@ -155,7 +155,9 @@ impl Drafts {
             places.note_node(service, node, *offset);
         }
         match MeshSnapshot::build(Generation(0), self.nodes, services) {
-            Ok(MeshSnapshot { nodes, services, .. }) => Some(Desired { nodes, services }),
+            Ok(MeshSnapshot { nodes, services, .. }) => {
+                Some(Desired { here: None, nodes, services })
+            }
             Err(errors) => {
                 errors.iter().for_each(|error| places.note(error));
                 None

@@ -240,7 +240,7 @@ impl Reading {
         let contested = (!same_ports || host_mode) && !port_conflicts(&services).is_empty();
         let silent = services.is_empty() && nodes.is_empty();
         let sound = !misplaced && !contested && !silent;
-        sound.then_some(Desired { nodes, services })
+        sound.then_some(Desired { here: None, nodes, services })
     }
 
     /// All pieces of the new text, in order.

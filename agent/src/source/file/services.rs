@@ -69,7 +69,7 @@ impl ServiceDraft {
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
         let Self { name, balance, timeouts, health, vips, .. } = self;
-        Service { name, balance, ports, tasks, timeouts, health, vips }
+        Service { balance, ports, tasks, timeouts, health, vips, ..Service::new(name) }
     }
 }
 
@@ -82,7 +82,7 @@ pub(super) fn node(table: Table<'_, '_>) -> (Option<String>, Option<Node>) {
     let address = table.require("address", "write its underlay address: address = \"10.0.0.11\"");
     let address = address.and_then(crate::config::node_address);
     let spaces = networks::spaces(table, &subject);
-    let node = address.map(|address| Node { name: NodeName::new(name), address, spaces });
+    let node = address.map(|address| Node { spaces, ..Node::new(NodeName::new(name), address) });
     (Some(name.to_owned()), node)
 }
 
