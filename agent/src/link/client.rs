@@ -1,5 +1,6 @@
 //! The client, on every node: reports to all managers, and listens to one.
 
+pub mod backoff;
 mod session;
 
 use std::{
@@ -21,14 +22,13 @@ use weir_mesh::cluster::{NodeId, Report};
 use super::{
     hub::Hub,
     keeper::Known,
+    reading::Reading,
     status::{Counters, PeerStatus, lock},
     table::Table,
     tls::Tls,
     view::{ClusterView, From, Replica, report_changes},
 };
-
-/// Between attempts to connect, at first and at most; each wait is drawn from the half of it up.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
+use backoff::Backoff;
 
 /// All that the connections to the managers share.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ struct Peer {
 #[derive(Debug, Default)]
 struct Heard {
     epoch: u64,
-    at: u64,
+    reading: Reading,
     whole: Replica,
     /// A snapshot that is under way.
     coming: Option<Replica>,
@@ -198,7 +198,7 @@ impl Client {
 
     async fn stay_connected(self: Arc<Self>, address: SocketAddr) {
         let mut known = self.known.clone();
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::default();
         loop {
             let Some(tls) = known.borrow_and_update().tls.clone() else {
                 if known.changed().await.is_err() {
@@ -211,10 +211,9 @@ impl Client {
             Counters::add(&self.counters.disconnects, 1);
             self.lost(address, &end.to_string());
             if begun.elapsed() > self.silence * 4 {
-                wait = BACKOFF.0;
+                backoff.reset();
             }
-            tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
-            wait = (wait * 2).min(BACKOFF.1);
+            tokio::time::sleep(backoff.wait()).await;
         }
     }
 
@@ -242,10 +241,20 @@ impl Client {
     /// listened to while that one speaks, else any other.
     pub async fn choose(self: Arc<Self>, hub: Option<Arc<Hub>>) {
         let mut pulse = hub.as_ref().map(|hub| hub.pulse());
-        let tick = (self.silence / 20).max(Duration::from_millis(5));
+        let mut known = self.known.clone();
+        let mut due: Option<Instant> = None;
         loop {
+            // When this process itself was held up, the managers' words wait in its sockets.
+            let late = due.map(|due| due.elapsed()).unwrap_or_default();
+            if late > self.silence / 4 {
+                let mut peers = lock(&self.peers);
+                peers
+                    .values_mut()
+                    .filter_map(|peer| peer.heard.as_mut())
+                    .for_each(|at| *at += late);
+            }
             let own = pulse.as_mut().is_some_and(|pulse| pulse.borrow_and_update().ready)
-                && self.known.borrow().tls.as_ref().is_some_and(|tls| is_manager(tls));
+                && known.borrow_and_update().tls.as_ref().is_some_and(|tls| is_manager(tls));
             let before = self.chosen();
             let choice = if own { Choice::Own } else { self.choose_peer(before) };
             if choice != before {
@@ -272,10 +281,35 @@ impl Client {
                     None => std::future::pending().await,
                 }
             };
+            due = self.look_again(choice);
+            let tick = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = self.news.notified() => {}
-                () = tokio::time::sleep(tick) => {}
+                () = tick => {}
                 () = pulsed => {}
+                changed = known.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// When a choice may be over without anybody's saying so.
+    fn look_again(&self, choice: Choice) -> Option<Instant> {
+        let peers = lock(&self.peers);
+        match choice {
+            Choice::Own => None,
+            Choice::Peer(address) => {
+                let heard = peers.get(&address).and_then(|peer| peer.heard);
+                Some(heard.map_or_else(Instant::now, |heard| heard + self.silence))
+            }
+            // One that is connected and was silent may speak again.
+            Choice::Nobody => {
+                let silent = peers.values().any(|peer| peer.connected && peer.ready);
+                silent.then(|| Instant::now() + self.silence / 20)
             }
         }
     }

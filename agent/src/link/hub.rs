@@ -2,6 +2,7 @@
 
 mod serve;
 mod session;
+mod strangers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,16 +11,18 @@ use std::{
 };
 
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
 use weir_mesh::cluster::{Declared, NodeId, Report};
 
 use super::{
     Settings,
+    identity::Role,
     keeper::Known,
+    reading::{Place, Reading},
     status::{Counters, lock},
-    table::{Place, Table},
+    table::Table,
     view::{ClusterView, From, Replica, declared_changes, report_changes},
     wire::{Item, Key},
 };
@@ -34,6 +37,9 @@ pub struct Hub {
     counters: Arc<Counters>,
     state: Mutex<State>,
     pulse: watch::Sender<Pulse>,
+    /// For those who are told everything: the first to come have it soon, where all at once would
+    /// have it late.
+    seats: Arc<Semaphore>,
 }
 
 /// What wakes those who listen.
@@ -68,12 +74,20 @@ struct Reporter {
     alive: bool,
     /// What a snapshot that is under way has named so far.
     named: Option<BTreeSet<Key>>,
-    at: u64,
+    reading: Reading,
 }
 
 /// After the managers' word is there, so many silences are waited for nodes that have not reported
 /// yet, before the view counts as whole.
 const OPENING_SILENCES: u32 = 3;
+/// So many nodes are told everything at the same time.
+const SEATS: usize = 16;
+/// Those who listen are told of changes no faster than this, ...
+const PACE: Duration = Duration::from_millis(5);
+/// ... with many of them no faster than this for each, so that the hub has time for other things ...
+const PACE_EACH: Duration = Duration::from_micros(50);
+/// ... and never slower than this.
+const PACE_MOST: Duration = Duration::from_millis(100);
 /// Tasks that one node may report.
 pub const MOST_TASKS: usize = 10_000;
 
@@ -84,8 +98,8 @@ impl Hub {
     pub fn new(settings: &Settings, counters: Arc<Counters>) -> Arc<Self> {
         let epoch = rand::random::<u64>().max(1);
         let (pulse, _) = watch::channel(Pulse::default());
-        let state = Mutex::default();
-        Arc::new(Self { epoch, silence: settings.silence, counters, state, pulse })
+        let (state, seats) = (Mutex::default(), Arc::new(Semaphore::new(SEATS)));
+        Arc::new(Self { epoch, silence: settings.silence, counters, state, pulse, seats })
     }
 
     /// Wakes at every change.
@@ -114,17 +128,19 @@ impl Hub {
         mut known: watch::Receiver<Known>,
     ) {
         let tick = (self.silence / 20).max(Duration::from_millis(5));
-        let mut due = Instant::now();
+        let mut due = None;
         loop {
             let now = Instant::now();
             // When this process itself was held up, the others' words wait in its sockets: nobody
             // is silent for that.
-            let late = now.saturating_duration_since(due);
+            let late = due.map(|due| now.saturating_duration_since(due)).unwrap_or_default();
             if late > self.silence / 4 {
                 lock(&self.state).reporters.values_mut().for_each(|node| node.heard += late);
             }
-            due = now + tick;
-            let own = known.borrow_and_update().tls.as_ref().map(|tls| tls.who.node.clone());
+            let who = known.borrow_and_update().tls.as_ref().map(|tls| tls.who.clone());
+            // A worker's hub hears nobody who could fall silent.
+            due = who.as_ref().filter(|who| who.role == Role::Manager).map(|_| now + tick);
+            let own = who.map(|who| who.node);
             let said = declared.borrow_and_update().clone();
             let reported = report.borrow_and_update().clone();
             self.change(|state| {
@@ -135,7 +151,7 @@ impl Hub {
                 state.open(now, self.silence);
             });
             let ended = tokio::select! {
-                () = tokio::time::sleep_until(due) => false,
+                () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => false,
                 changed = declared.changed() => changed.is_err(),
                 changed = report.changed() => changed.is_err(),
                 changed = known.changed() => changed.is_err(),
@@ -164,8 +180,26 @@ impl Hub {
         result
     }
 
-    fn next(&self, place: &mut Place) -> Option<bytes::Bytes> {
-        lock(&self.state).table.next(place)
+    /// The next frame for a reader, and whether it then has everything.
+    fn next(&self, place: &mut Place) -> (Option<bytes::Bytes>, bool) {
+        let table = &mut lock(&self.state).table;
+        (table.next(place), place.has(table.head()))
+    }
+
+    /// How long whoever has everything rests before it is told more. The first change after a quiet
+    /// time is told at once.
+    fn pace(&self) -> Duration {
+        let listeners = u32::try_from(self.pulse.receiver_count()).unwrap_or(u32::MAX);
+        PACE_EACH.saturating_mul(listeners).clamp(PACE, PACE_MOST)
+    }
+}
+
+// === impl Reporter ===
+
+impl Reporter {
+    /// Whether all that the node had to say is there.
+    fn is_whole(&self) -> bool {
+        self.reading.has_begun() && self.named.is_none()
     }
 }
 
@@ -251,8 +285,9 @@ impl State {
         let Some(declared) = self.declared.as_ref().filter(|_| !self.ready) else { return };
         let began = *self.began.get_or_insert(now);
         let own = self.own.as_ref().map(|(node, _)| node);
-        let whole =
-            |node: &NodeId| Some(node) == own || self.reporters.get(node).is_some_and(|r| r.at > 0);
+        let whole = |node: &NodeId| {
+            Some(node) == own || self.reporters.get(node).is_some_and(Reporter::is_whole)
+        };
         self.ready = declared.nodes.keys().all(whole)
             || now.saturating_duration_since(began) >= silence * OPENING_SILENCES;
     }

@@ -11,6 +11,7 @@ pub mod hub;
 pub mod identity;
 pub mod keeper;
 pub mod metrics;
+mod reading;
 pub mod status;
 mod stream;
 pub mod table;

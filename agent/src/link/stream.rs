@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, channel::Sender};
 use hyper::body::{Bytes, Incoming};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
+    status::Counters,
     tls,
     wire::{Decoder, Frame, Garbled},
 };
@@ -49,6 +51,20 @@ pub struct Inflow {
     decoder: Decoder,
 }
 
+/// Frames into a body, one at a time, and news no faster than the other side should be told.
+#[derive(Debug)]
+pub struct Outflow<'a> {
+    body: &'a mut Sender<Bytes>,
+    counters: &'a Counters,
+    /// Before then no more news.
+    due: Instant,
+}
+
+/// A patience is waited out in so many parts.
+const PARTS: u32 = 4;
+
+// === impl Inflow ===
+
 impl Inflow {
     /// Reads a body.
     pub fn new(body: Incoming) -> Self {
@@ -60,35 +76,62 @@ impl Inflow {
         self.decoder.has_frame()
     }
 
-    /// The next frame, within `patience`. May be cancelled without loss.
-    pub async fn next(&mut self, patience: Duration) -> Result<Frame, End> {
-        let silent = |_| End::Silent(patience);
-        tokio::time::timeout(patience, self.frame()).await.map_err(silent)?
-    }
-
-    async fn frame(&mut self) -> Result<Frame, End> {
-        loop {
-            if let Some(frame) = self.decoder.frame()? {
-                return Ok(frame);
-            }
-            match self.body.frame().await {
+    /// What arrives next, within `patience`: a frame, or `None` for a part of one, which is a sign of
+    /// life as well. May be cancelled without loss.
+    pub async fn next(&mut self, patience: Duration) -> Result<Option<Frame>, End> {
+        if let Some(frame) = self.decoder.frame()? {
+            return Ok(Some(frame));
+        }
+        // In parts: when this process was held up, its timer is over before it has looked into its
+        // socket. That ends one part, and then it looks.
+        for _ in 0..PARTS {
+            let Ok(arrived) = timeout(patience / PARTS, self.body.frame()).await else { continue };
+            match arrived {
                 None => return Err(End::Closed),
                 Some(Err(error)) => return Err(End::Broken(tls::reason(&error))),
                 Some(Ok(frame)) => {
                     if let Ok(bytes) = frame.into_data() {
                         self.decoder.push(&bytes);
                     }
+                    return Ok(self.decoder.frame()?);
                 }
             }
         }
+        Err(End::Silent(patience))
     }
 }
 
-/// Hands a frame to the connection when there is room: at most one waits.
-pub async fn send(out: &mut Sender<Bytes>, frame: Bytes) -> Result<(), End> {
-    match tokio::time::timeout(STUCK, out.send_data(frame)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(End::Closed),
-        Err(_) => Err(End::Stuck),
+// === impl Outflow ===
+
+impl<'a> Outflow<'a> {
+    /// Writes a body.
+    pub fn new(body: &'a mut Sender<Bytes>, counters: &'a Counters) -> Self {
+        Self { body, counters, due: Instant::now() }
+    }
+
+    /// Hands a frame to the connection when there is room: at most one waits.
+    pub async fn send(&mut self, frame: Bytes) -> Result<(), End> {
+        Counters::add(&self.counters.sent_bytes, frame.len());
+        Counters::add(&self.counters.sent_frames, 1);
+        match timeout(STUCK, self.body.send_data(frame)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Closed),
+            Err(_) => Err(End::Stuck),
+        }
+    }
+
+    /// The other side is up to date: what changes within `pace` from now is told together.
+    pub fn rest(&mut self, pace: Duration) {
+        self.due = Instant::now() + pace;
+    }
+
+    /// Whether news may be sent now.
+    pub fn is_due(&self) -> bool {
+        Instant::now() >= self.due
+    }
+
+    /// Until news may be sent.
+    pub async fn until_due(&self) {
+        sleep_until(self.due).await;
     }
 }

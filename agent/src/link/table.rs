@@ -2,11 +2,17 @@
 //! has its newest value only, at the sequence number of its last change. A reader is a number. One
 //! that is slow skips what has been overtaken; nothing is ever queued for it.
 
+mod frames;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::wire::{BATCH, Head, Item, Key};
+use super::{
+    reading::Place,
+    wire::{BATCH, Head, Item, Key, Span},
+};
+use frames::Frames;
 
 /// Keys that are gone are remembered, so that readers hear of it; at most so many. A reader that
 /// is further behind begins again.
@@ -21,8 +27,7 @@ pub struct Table {
     graves: BTreeMap<u64, Key>,
     /// Graves up to here have been forgotten.
     floor: u64,
-    /// The last batch that was made: most readers are at the same place.
-    last: Option<(u64, u64, Bytes)>,
+    frames: Frames,
     dropped: u64,
 }
 
@@ -31,24 +36,6 @@ struct Entry {
     sequence: u64,
     item: Item,
     bytes: Bytes,
-}
-
-/// How far a reader is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// The last sequence number that it has; 0: none.
-    pub at: u64,
-    /// Whether it has begun.
-    begun: bool,
-}
-
-// === impl Place ===
-
-impl Place {
-    /// Of a reader that has all up to `at`.
-    pub fn after(at: u64) -> Self {
-        Self { at, begun: at > 0 }
-    }
 }
 
 // === impl Table ===
@@ -100,6 +87,7 @@ impl Table {
         if let Some(old) = self.entries.insert(key, Entry { sequence, item, bytes }) {
             self.order.remove(&old.sequence);
             self.graves.remove(&old.sequence);
+            self.frames.moved(old.sequence);
         }
         while self.graves.len() > MOST_GRAVES {
             let Some((sequence, key)) = self.graves.pop_first() else { break };
@@ -119,11 +107,10 @@ impl Table {
         if begun && from == self.head {
             return None;
         }
-        if let Some((start, end, frame)) = &self.last
-            && (*start, *end, begun) == (from, self.head, true)
-        {
-            place.at = *end;
-            return Some(frame.clone());
+        let first = !begun;
+        if let Some((to, frame)) = self.frames.get(from, first, self.head) {
+            *place = Place { at: to, begun: true };
+            return Some(frame);
         }
         let mut length = 0;
         let mut to = from;
@@ -138,11 +125,9 @@ impl Table {
                 picked.push(&entry.bytes);
             }
         }
-        let head = Head::Batch { from, to, first: !begun, whole: to == self.head };
+        let head = Head::Batch(Span { from, to, first, whole: to == self.head });
         let frame = head.frame_with(picked.into_iter());
-        if begun {
-            self.last = Some((from, to, frame.clone()));
-        }
+        self.frames.keep((from, to), first, self.head, &frame);
         *place = Place { at: to, begun: true };
         Some(frame)
     }
@@ -191,7 +176,7 @@ mod tests {
             table.set(alive(node, true).key().gone());
         }
         let bytes = table.next(&mut place).expect("news");
-        assert!(matches!(frame(&bytes).head, Head::Batch { first: true, from: 0, .. }));
+        assert!(matches!(frame(&bytes).head, Head::Batch(Span { first: true, from: 0, .. })));
         assert!(table.graves.len() <= MOST_GRAVES && table.len() == 1);
     }
 
@@ -205,12 +190,55 @@ mod tests {
         while let Some(bytes) = table.next(&mut place) {
             let Frame { head, items: more } = frame(&bytes);
             items += more.len();
-            let Head::Batch { whole, .. } = head else { panic!("{head:?}") };
+            let Head::Batch(Span { whole, .. }) = head else { panic!("{head:?}") };
             wholes.push(whole);
         }
         assert_eq!(items, 20_000);
         assert!(wholes.len() > 2);
         assert_eq!(wholes.iter().position(|whole| *whole), Some(wholes.len() - 1));
+    }
+
+    #[test]
+    fn a_thousand_readers_of_a_snapshot_share_its_frames_and_what_changed_is_made_anew() {
+        let mut table = Table::default();
+        for node in 0..20_000 {
+            table.set(alive(node, true));
+        }
+        let read = |table: &mut Table| {
+            let mut place = Place::default();
+            std::iter::from_fn(|| table.next(&mut place)).collect::<Vec<_>>()
+        };
+        let (one, two) = (read(&mut table), read(&mut table));
+        let same = |(a, b): &(&Bytes, &Bytes)| a.as_ptr() == b.as_ptr();
+        assert!(one.iter().zip(&two).all(|pair| same(&pair)));
+        table.set(alive(0, false));
+        let three = read(&mut table);
+        let shared = |a: &Bytes| one.iter().any(|b| a.as_ptr() == b.as_ptr());
+        assert!(!shared(&three[0]), "its first key has moved");
+        let mut known = BTreeMap::new();
+        for item in three.iter().flat_map(|bytes| frame(bytes).items) {
+            known.insert(item.key(), item);
+        }
+        assert_eq!(known.len(), 20_000);
+        assert_eq!(known[&alive(0, true).key()], alive(0, false));
+    }
+
+    #[test]
+    fn frames_that_are_kept_are_never_longer_than_the_table() {
+        let mut table = Table::default();
+        for node in 0..20_000 {
+            table.set(alive(node, true));
+        }
+        let whole: usize = table.entries.values().map(|entry| entry.bytes.len()).sum();
+        for turn in 0..200 {
+            // Readers at all places while keys move.
+            table.set(alive(turn * 97 % 20_000, turn % 2 == 0));
+            for begin in [0, turn as u64 * 89] {
+                let mut place = Place::after(begin);
+                while table.next(&mut place).is_some() {}
+            }
+            assert!(table.frames.bytes() <= whole + whole / 10, "{}", table.frames.bytes());
+        }
     }
 
     #[test]

@@ -4,3 +4,4 @@ mod cluster;
 mod identity;
 mod lies;
 mod pki;
+mod road;

@@ -74,17 +74,8 @@ pub enum Head {
         /// Drawn by chance.
         epoch: u64,
     },
-    /// Items, from after one sequence number up to another.
-    Batch {
-        /// What the reader must have; 0 for the first of a snapshot.
-        from: u64,
-        /// What it then has.
-        to: u64,
-        /// A snapshot begins: what was known before counts no more.
-        first: bool,
-        /// All is said for now.
-        whole: bool,
-    },
+    /// Items, and which stretch of the table they are.
+    Batch(Span),
     /// A sign of life.
     Beat {
         /// Whether the sender can tell a whole view.
@@ -106,6 +97,19 @@ pub enum Head {
         /// In words.
         reason: String,
     },
+}
+
+/// A stretch of a table: from after one sequence number up to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// What the reader must have; 0 for the first of a snapshot.
+    pub from: u64,
+    /// What it then has.
+    pub to: u64,
+    /// A snapshot begins: what was known before counts no more.
+    pub first: bool,
+    /// All is said for now.
+    pub whole: bool,
 }
 
 /// A frame, taken apart.

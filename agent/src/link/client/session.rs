@@ -3,10 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{
-    BodyExt, Limited,
-    channel::{Channel, Sender},
-};
+use http_body_util::{BodyExt, Limited, channel::Channel};
 use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
@@ -24,16 +21,23 @@ use crate::link::{
     MAX_AGE,
     identity::Who,
     keeper::Known,
-    status::Counters,
-    stream::{End, Inflow, send},
-    table::Place,
+    reading::{Place, Step},
+    status::{Counters, lock},
+    stream::{End, Inflow, Outflow},
     tls::{self, Tls},
     view::{From, Replica},
-    wire::{Frame, Head, Item, PATH},
+    wire::{Frame, Head, Item, PATH, Span},
 };
 
-/// For the connection, the handshake and the answer, each.
-const OPENING: Duration = Duration::from_secs(2);
+/// For the connection.
+const CONNECTING: Duration = Duration::from_secs(2);
+/// For the handshake, and for the answer: a hub that has just started has a thousand of them to do,
+/// and whoever does not wait has to begin again, behind all the others.
+const OPENING: Duration = Duration::from_secs(10);
+/// What a node tells is told no faster than this.
+const PACE: Duration = Duration::from_millis(5);
+/// A hub that is silent is not listened to any more; its connection is kept at least so long.
+const LEAST_PATIENCE: Duration = Duration::from_secs(3);
 /// Values that a view may have. A hub that sends more is cut off.
 const MOST_VALUES: usize = 2_000_000;
 
@@ -94,7 +98,7 @@ impl Client {
             let (wish, wishes) = watch::channel(Wish::default());
             tokio::select! {
                 end = self.hear(address, &host.node, inflow, wish) => end,
-                end = self.tell(address, &mut out, wishes) => end,
+                end = self.tell(address, Outflow::new(&mut out, &self.counters), wishes) => end,
                 () = tokio::time::sleep(age) => Err(End::Renewed("certificates are shown anew")),
                 () = renewed(known, tls) => Err(End::Renewed("this node's certificate is new")),
             }
@@ -124,29 +128,27 @@ impl Client {
         mut inflow: Inflow,
         wish: watch::Sender<Wish>,
     ) -> Result<End, End> {
-        let patience = self.silence * 2;
+        let patience = (self.silence * 3).max(LEAST_PATIENCE);
         loop {
-            let Frame { head, items } = inflow.next(patience).await?;
+            let arrived = inflow.next(patience).await?;
             let mut whole = false;
             let news = self.with_peer(address, |peer| {
                 peer.heard = Some(Instant::now());
+                let Some(Frame { head, items }) = arrived else { return Ok(false) };
                 let heard = &mut peer.heard_view;
                 match head {
                     Head::Hello { epoch } => {
                         if heard.epoch != epoch {
                             *heard = super::Heard { epoch, ..super::Heard::default() };
                         }
-                        // Another connection never goes on with half a snapshot.
-                        if heard.coming.take().is_some() {
-                            heard.at = 0;
-                        }
+                        heard.reading.reconnect();
                         wish.send_modify(|wish| wish.greeted = true);
                         Ok(false)
                     }
                     Head::Beat { ready } => Ok(std::mem::replace(&mut peer.ready, ready) != ready),
-                    Head::Batch { from, to, first, whole: end } => {
-                        match heard.take(Batch { from, to, first, whole: end, items }) {
-                            Ok(true) => whole = end,
+                    Head::Batch(span) => {
+                        match heard.take(span, items) {
+                            Ok(true) => whole = span.whole,
                             Ok(false) => {
                                 Counters::add(&self.counters.resyncs, 1);
                                 wish.send_modify(|wish| wish.again += 1);
@@ -193,7 +195,7 @@ impl Client {
     async fn tell(
         &self,
         address: SocketAddr,
-        out: &mut Sender<Bytes>,
+        mut out: Outflow<'_>,
         mut wishes: watch::Receiver<Wish>,
     ) -> Result<End, End> {
         let (mut head, mut chosen) = (self.head.subscribe(), self.chosen.subscribe());
@@ -207,10 +209,11 @@ impl Client {
             let listen = wish.greeted && *chosen.borrow_and_update() == Choice::Peer(address);
             if listen != listening {
                 listening = listen;
-                let heard = |peer: &mut super::Peer| (peer.heard_view.epoch, peer.heard_view.at);
+                let heard =
+                    |peer: &mut super::Peer| (peer.heard_view.epoch, peer.heard_view.reading.at);
                 let (epoch, at) = self.with_peer(address, heard).ok_or(End::Closed)?;
                 let head = if listen { Head::Listen { epoch, at } } else { Head::Deafen };
-                self.send(out, head.frame()).await?;
+                out.send(head.frame()).await?;
                 if listen && at > 0 {
                     // What was heard before is shown at once; there may be nothing new.
                     let node = self.with_peer(address, |peer| peer.node.clone()).flatten();
@@ -221,22 +224,25 @@ impl Client {
             }
             if wish.again != again {
                 again = wish.again;
-                self.send(out, Head::Again.frame()).await?;
+                out.send(Head::Again.frame()).await?;
             }
             if wish.restart != restart {
                 (restart, place) = (wish.restart, Place::default());
             }
-            let news = {
-                let mut own = super::lock(&self.own);
-                let said = own.report.is_some();
-                said.then(|| own.table.next(&mut place)).flatten()
-            };
-            if let Some(frame) = news {
-                self.send(out, frame).await?;
+            let behind = self.own_head().is_some_and(|head| !place.has(head));
+            if behind && out.is_due() {
+                let (frame, whole) = self.own_next(&mut place);
+                if let Some(frame) = frame {
+                    out.send(frame).await?;
+                }
+                if whole {
+                    out.rest(PACE);
+                }
                 continue;
             }
             tokio::select! {
-                _ = beat.tick() => self.send(out, Head::Beat { ready: true }.frame()).await?,
+                _ = beat.tick() => out.send(Head::Beat { ready: true }.frame()).await?,
+                () = out.until_due(), if behind => {}
                 changed = head.changed() => changed.map_err(|_| End::Closed)?,
                 changed = chosen.changed() => changed.map_err(|_| End::Closed)?,
                 changed = wishes.changed() => changed.map_err(|_| End::Closed)?,
@@ -244,10 +250,16 @@ impl Client {
         }
     }
 
-    async fn send(&self, out: &mut Sender<Bytes>, frame: Bytes) -> Result<(), End> {
-        Counters::add(&self.counters.sent_bytes, frame.len());
-        Counters::add(&self.counters.sent_frames, 1);
-        send(out, frame).await
+    /// The last change of what this node reports; `None`: it has not reported yet.
+    fn own_head(&self) -> Option<u64> {
+        let own = lock(&self.own);
+        own.report.as_ref().map(|_| own.table.head())
+    }
+
+    /// The next frame of what this node reports, and whether that is all.
+    fn own_next(&self, place: &mut Place) -> (Option<Bytes>, bool) {
+        let table = &mut lock(&self.own).table;
+        (table.next(place), place.has(table.head()))
     }
 }
 
@@ -262,32 +274,25 @@ struct Wish {
     restart: u64,
 }
 
-struct Batch {
-    from: u64,
-    to: u64,
-    first: bool,
-    whole: bool,
-    items: Vec<Item>,
-}
-
 impl super::Heard {
     /// `false`: something is missing before this. An error: it is too much.
-    fn take(&mut self, batch: Batch) -> Result<bool, String> {
-        if batch.first {
-            self.coming = Some(Replica::default());
-        } else if batch.from != self.at {
-            // Until the snapshot is there, what follows the gap is of no use.
-            self.at = 0;
-            self.coming = None;
-            return Ok(false);
+    fn take(&mut self, span: Span, items: Vec<Item>) -> Result<bool, String> {
+        match self.reading.step(&span) {
+            Step::Begin => self.coming = Some(Replica::default()),
+            Step::Take => {}
+            Step::Leave => return Ok(true),
+            Step::Ask => {
+                // Until the snapshot is there, what follows the gap is of no use.
+                self.coming = None;
+                return Ok(false);
+            }
         }
-        self.at = batch.to;
         let replica = self.coming.as_mut().unwrap_or(&mut self.whole);
-        batch.items.into_iter().for_each(|item| replica.apply(item));
+        items.into_iter().for_each(|item| replica.apply(item));
         if replica.len() > MOST_VALUES {
             return Err(format!("the other node tells more than {MOST_VALUES} values"));
         }
-        if batch.whole
+        if span.whole
             && let Some(replica) = self.coming.take()
         {
             self.whole = replica;
@@ -300,7 +305,7 @@ async fn shake_hands(
     address: SocketAddr,
     tls: &Tls,
 ) -> Result<(Who, tokio_rustls::client::TlsStream<TcpStream>), End> {
-    let stream = tokio::time::timeout(OPENING, TcpStream::connect(address))
+    let stream = tokio::time::timeout(CONNECTING, TcpStream::connect(address))
         .await
         .map_err(|_| End::Broken(format!("no connection to {address} in time")))?
         .map_err(|error| End::Broken(error.to_string()))?;

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -13,14 +14,18 @@ use hyper::{
     Method, Request, Response, StatusCode, body::Incoming, server::conn::http2, service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::server::Acceptor;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc, watch},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::{info, warn};
 
-use super::Hub;
+use super::{
+    Hub,
+    strangers::{Stranger, Strangers},
+};
 use crate::link::{
     MAX_AGE,
     identity::{Role, Who},
@@ -33,10 +38,11 @@ use crate::link::{
 
 /// Connections at once. Each is one node; more wait at the door.
 const MOST_CONNECTIONS: usize = 4096;
-/// Handshakes at once: they cost much, and whoever makes them has shown nothing yet.
-const MOST_HANDSHAKES: usize = 64;
-/// From the connection to the end of the handshake, and from there to the request.
+/// Each for the first word, from the handshake to the request, and for the last word.
 const OPENING: Duration = Duration::from_secs(3);
+/// For the handshake, once it has begun: of a thousand nodes that come at once the last waits long,
+/// and if it were let go it would come again.
+const SHAKING: Duration = Duration::from_secs(10);
 /// Between attempts to listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(2);
 
@@ -99,7 +105,7 @@ impl Serving {
         *lock(&self.bound) = listener.local_addr().map_err(|error| error.to_string());
         info!(address = %self.address, "the hub listens");
         let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-        let handshakes = Arc::new(Semaphore::new(MOST_HANDSHAKES));
+        let strangers = Arc::new(Strangers::default());
         let mut guests = tokio::task::JoinSet::new();
         loop {
             while guests.try_join_next().is_some() {}
@@ -114,9 +120,13 @@ impl Serving {
             };
             // The newest identity: certificates rotate.
             let Some(tls) = self.known.borrow().tls.clone() else { continue };
-            let (hub, handshakes) = (self.hub.clone(), handshakes.clone());
+            let hub = self.hub.clone();
+            let Some(stranger) = strangers.admit(from.ip()) else {
+                hub.counters.refuse(&from.ip().to_string(), "too many connections at the door");
+                continue;
+            };
             guests.spawn(async move {
-                if let Err(reason) = hub.clone().welcome(stream, &tls, &handshakes).await {
+                if let Err(reason) = hub.clone().welcome(stream, &tls, stranger).await {
                     hub.counters.refuse(&from.ip().to_string(), &reason);
                 }
                 drop(seat);
@@ -140,33 +150,39 @@ async fn until_another(known: &mut watch::Receiver<Known>, who: &Who) {
     }
 }
 
+/// The handshake. Whoever says nothing is let go soon.
+async fn shake_hands(stream: TcpStream, tls: &Tls) -> Result<TlsStream<TcpStream>, String> {
+    let begun = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let begun = tokio::time::timeout(OPENING, begun).await;
+    let begun = begun.map_err(|_| "nothing was said in time")?;
+    let begun = begun.map_err(|error| tls::reason(&error))?;
+    let shaken = tokio::time::timeout(SHAKING, begun.into_stream(tls.server.clone())).await;
+    shaken.map_err(|_| "no handshake in time")?.map_err(|error| tls::reason(&error))
+}
+
 impl Hub {
     /// One connection, from the handshake to its end.
     async fn welcome(
         self: Arc<Self>,
         stream: TcpStream,
         tls: &Tls,
-        handshakes: &Semaphore,
+        stranger: Stranger,
     ) -> Result<(), String> {
         stream.set_nodelay(true).ok();
-        let shaken = async {
-            let _turn = handshakes.acquire().await;
-            TlsAcceptor::from(tls.server.clone()).accept(stream).await
-        };
-        let stream = match tokio::time::timeout(OPENING, shaken).await {
-            Err(_) => return Err("no handshake in time".into()),
-            Ok(Err(error)) => return Err(tls::reason(&error)),
-            Ok(Ok(stream)) => stream,
-        };
+        let stream = shake_hands(stream, tls).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = chain.first().ok_or("the other node showed no certificate")?;
         let guest = Who::of(leaf)?;
         let barred = fit_to_join(&guest, &tls.who.cluster).err();
         let (opened_in, mut opened) = mpsc::channel::<()>(1);
+        // Dropped when the conversation is over.
+        let (talking, mut over) = mpsc::channel::<Infallible>(1);
+        let talking = Mutex::new(Some(talking));
         let age = MAX_AGE.min(guest.left().max(OPENING));
         let answer = service_fn(|request| {
             opened_in.try_send(()).ok();
-            let response = self.clone().answer(&guest, barred.clone(), request);
+            let talking = lock(&talking).take();
+            let response = self.clone().answer(&guest, barred.clone(), request, talking);
             async move { Ok::<_, Infallible>(response) }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -177,18 +193,31 @@ impl Hub {
             .initial_stream_window_size(256 << 10)
             .initial_connection_window_size(512 << 10)
             .serve_connection(TokioIo::new(stream), answer);
-        let mut connection = std::pin::pin!(connection);
+        let mut connection = pin!(connection);
         tokio::select! {
             ended = &mut connection => return ended.map_err(|error| tls::reason(&error)),
             asked = tokio::time::timeout(OPENING, opened.recv()) => {
                 asked.map_err(|_| format!("{} asked for nothing in time", guest.node))?;
             }
         }
-        // Ends when the conversation does: the client then closes. An old connection is ended so
-        // that certificates are looked at again.
-        if let Ok(Err(error)) = tokio::time::timeout(age, connection).await {
-            // Who was there and has gone was not refused.
-            tracing::debug!(node = %guest.node, reason = tls::reason(&error), "a connection ended");
+        drop(stranger);
+        let gone = |ended: Result<(), hyper::Error>| {
+            if let Err(error) = ended {
+                // Who was there and has gone was not refused.
+                let reason = tls::reason(&error);
+                tracing::debug!(node = %guest.node, reason, "a connection ended");
+            }
+        };
+        tokio::select! {
+            ended = &mut connection => return Ok(gone(ended)),
+            // So that certificates are looked at again.
+            () = tokio::time::sleep(age) => return Ok(()),
+            // A node has one conversation, and one connection for it.
+            _ = over.recv() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        if let Ok(ended) = tokio::time::timeout(OPENING, connection).await {
+            gone(ended);
         }
         Ok(())
     }
@@ -198,6 +227,7 @@ impl Hub {
         guest: &Who,
         barred: Option<String>,
         request: Request<Incoming>,
+        talking: Option<mpsc::Sender<Infallible>>,
     ) -> Response<Channel<Bytes>> {
         let path = request.uri().path();
         let refusal = if let Some(reason) = barred {
@@ -209,6 +239,8 @@ impl Hub {
             Some((StatusCode::NOT_FOUND, format!("nothing here but {PATH}")))
         } else if request.method() != Method::POST {
             Some((StatusCode::METHOD_NOT_ALLOWED, "use POST".to_owned()))
+        } else if talking.is_none() {
+            Some((StatusCode::CONFLICT, "one conversation for each connection".to_owned()))
         } else {
             None
         };
@@ -236,6 +268,7 @@ impl Hub {
                     info!(%node, reason = %other, "a node's connection ended");
                 }
             }
+            drop(talking);
         });
         response
     }

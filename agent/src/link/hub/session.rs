@@ -1,22 +1,26 @@
 //! One node's connection to the hub.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::channel::Sender;
 use tokio::{
-    sync::{oneshot, watch},
-    time::{Instant, MissedTickBehavior},
+    sync::{OwnedSemaphorePermit, oneshot, watch},
+    time::{Instant, Interval, MissedTickBehavior, interval},
 };
 use weir_mesh::cluster::NodeId;
 
-use super::{Hub, MOST_TASKS, Reporter, State};
+use super::{Hub, MOST_TASKS, Pulse, Reporter, State};
 use crate::link::{
+    reading::{Place, Reading, Step},
     status::Counters,
-    stream::{End, Inflow, send},
-    table::Place,
-    wire::{Frame, Head, Item, Key},
+    stream::{End, Inflow, Outflow},
+    wire::{Frame, Head, Item, Key, Span},
 };
+
+/// So long a node keeps its seat while it is told everything. A slow one goes on without: it takes
+/// little from the others.
+const SEATED: Duration = Duration::from_secs(2);
 
 /// What a node wants to hear.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +31,19 @@ struct Wish {
     listen: Option<Place>,
     /// Counts the gaps in what it said.
     again: u64,
+}
+
+/// How far a node has been told.
+#[derive(Debug, Default)]
+struct Told {
+    turn: u64,
+    again: u64,
+    ready: bool,
+    place: Option<Place>,
+    /// It is being told everything: its seat, and since when it has it.
+    seat: Option<(OwnedSemaphorePermit, Instant)>,
+    /// It has had its seat for this snapshot.
+    seated: bool,
 }
 
 impl Hub {
@@ -61,14 +78,15 @@ impl Hub {
         };
         loop {
             let Frame { head, items } = match inflow.next(patience).await {
-                Ok(frame) => frame,
+                Ok(Some(frame)) => frame,
+                Ok(None) => {
+                    self.change(|state| state.heard(node, session));
+                    continue;
+                }
                 Err(end) => return end,
             };
             let taken = match head {
-                Head::Batch { from, to, first, whole } => {
-                    let batch = Batch { from, to, first, whole, items };
-                    self.change(|state| state.take(node, session, batch))
-                }
+                Head::Batch(span) => self.change(|state| state.take(node, session, span, items)),
                 Head::Beat { .. } => {
                     self.change(|state| state.heard(node, session));
                     Ok(true)
@@ -90,8 +108,9 @@ impl Hub {
         }
     }
 
-    async fn tell(&self, out: &mut Sender<Bytes>, mut wish: watch::Receiver<Wish>) -> End {
-        match self.tell_on(out, &mut wish).await {
+    async fn tell(&self, out: &mut Sender<Bytes>, mut wishes: watch::Receiver<Wish>) -> End {
+        let mut out = Outflow::new(out, &self.counters);
+        match self.tell_on(&mut out, &mut wishes).await {
             Ok(()) => End::Closed,
             Err(end) => end,
         }
@@ -99,40 +118,44 @@ impl Hub {
 
     async fn tell_on(
         &self,
-        out: &mut Sender<Bytes>,
+        out: &mut Outflow<'_>,
         wishes: &mut watch::Receiver<Wish>,
     ) -> Result<(), End> {
         let mut pulse = self.pulse();
-        let mut beat = tokio::time::interval(self.silence / 4);
+        let mut beat = interval(self.silence / 4);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut place, mut turn, mut again, mut said_ready) = (None, 0, 0, false);
-        self.send(out, Head::Hello { epoch: self.epoch }.frame()).await?;
+        let mut told = Told::default();
+        out.send(Head::Hello { epoch: self.epoch }.frame()).await?;
         loop {
-            let ready = pulse.borrow_and_update().ready;
+            let Pulse { head, ready } = *pulse.borrow_and_update();
             let wish = *wishes.borrow_and_update();
-            if wish.turn != turn {
-                (turn, place) = (wish.turn, wish.listen);
+            if wish.turn != told.turn {
+                (told.turn, told.place, told.seat) = (wish.turn, wish.listen, None);
+                told.seated = false;
             }
-            if wish.again != again {
-                again = wish.again;
-                self.send(out, Head::Again.frame()).await?;
+            if wish.again != told.again {
+                told.again = wish.again;
+                out.send(Head::Again.frame()).await?;
             }
-            if ready != said_ready {
-                said_ready = ready;
-                self.send(out, Head::Beat { ready }.frame()).await?;
+            if ready != told.ready {
+                told.ready = ready;
+                out.send(Head::Beat { ready }.frame()).await?;
             }
             // Before the view is whole, nobody is told anything: what they have is better.
-            let news = place.as_mut().filter(|_| ready).and_then(|place| self.next(place));
-            if let Some(frame) = news {
-                self.send(out, frame).await?;
+            let behind = ready && told.place.is_some_and(|place| !place.has(head));
+            if behind && out.is_due() {
+                if self.news(out, &mut told, &mut beat, wishes).await? {
+                    out.rest(self.pace());
+                }
                 continue;
             }
             let more = tokio::select! {
                 _ = beat.tick() => {
-                    self.send(out, Head::Beat { ready }.frame()).await?;
+                    out.send(Head::Beat { ready }.frame()).await?;
                     true
                 }
-                changed = pulse.changed() => changed.is_ok(),
+                () = out.until_due(), if behind => true,
+                changed = pulse.changed(), if !behind => changed.is_ok(),
                 changed = wishes.changed() => changed.is_ok(),
             };
             if !more {
@@ -141,19 +164,48 @@ impl Hub {
         }
     }
 
-    async fn send(&self, out: &mut Sender<Bytes>, frame: Bytes) -> Result<(), End> {
-        Counters::add(&self.counters.sent_bytes, frame.len());
-        Counters::add(&self.counters.sent_frames, 1);
-        send(out, frame).await
+    /// Sends the next frame. Whether the node then has everything, or has to wait.
+    async fn news(
+        &self,
+        out: &mut Outflow<'_>,
+        told: &mut Told,
+        beat: &mut Interval,
+        wishes: &mut watch::Receiver<Wish>,
+    ) -> Result<bool, End> {
+        let Some(place) = &mut told.place else { return Ok(true) };
+        if !place.has_begun() && !told.seated {
+            let Some(seat) = self.seat(out, beat, wishes).await? else { return Ok(false) };
+            (told.seat, told.seated) = (Some((seat, Instant::now())), true);
+        }
+        if told.seat.as_ref().is_some_and(|(_, since)| since.elapsed() > SEATED) {
+            told.seat = None;
+        }
+        let (frame, whole) = self.next(place);
+        if let Some(frame) = frame {
+            out.send(frame).await?;
+        }
+        if whole {
+            (told.seat, told.seated) = (None, false);
+        }
+        Ok(whole)
     }
-}
 
-struct Batch {
-    from: u64,
-    to: u64,
-    first: bool,
-    whole: bool,
-    items: Vec<Item>,
+    /// Waits for a seat, with signs of life. `None`: the node wishes something else.
+    async fn seat(
+        &self,
+        out: &mut Outflow<'_>,
+        beat: &mut Interval,
+        wishes: &mut watch::Receiver<Wish>,
+    ) -> Result<Option<OwnedSemaphorePermit>, End> {
+        let mut seat = pin!(self.seats.clone().acquire_owned());
+        loop {
+            tokio::select! {
+                seat = &mut seat => return Ok(seat.ok()),
+                _ = beat.tick() => out.send(Head::Beat { ready: true }.frame()).await?,
+                changed = wishes.changed() => return changed.map(|()| None).map_err(|_| End::Closed),
+            }
+        }
+    }
 }
 
 impl State {
@@ -165,7 +217,8 @@ impl State {
         let alive = before.is_some_and(|before| before.alive);
         // Connecting is not speaking: what counts is still when it was last heard.
         let heard = before.map_or_else(Instant::now, |before| before.heard);
-        let reporter = Reporter { session, _current: current, heard, alive, named: None, at: 0 };
+        let (named, reading) = (None, Reading::default());
+        let reporter = Reporter { session, _current: current, heard, alive, named, reading };
         self.reporters.insert(node.clone(), reporter);
         session
     }
@@ -176,7 +229,7 @@ impl State {
         };
         reporter.heard = Instant::now();
         // A node counts as alive once its whole word is there.
-        if reporter.at > 0 && reporter.named.is_none() && !reporter.alive {
+        if reporter.is_whole() && !reporter.alive {
             reporter.alive = true;
             self.say(Item::Alive(node.clone(), Some(true)));
         }
@@ -184,18 +237,27 @@ impl State {
 
     /// Takes what a node says. `false`: something before it is missing. An error: it may not say
     /// this; then nothing of the batch is taken.
-    fn take(&mut self, node: &NodeId, session: u64, batch: Batch) -> Result<bool, String> {
-        let keys: Vec<Key> = batch.items.iter().map(Item::key).collect();
+    fn take(
+        &mut self,
+        node: &NodeId,
+        session: u64,
+        span: Span,
+        items: Vec<Item>,
+    ) -> Result<bool, String> {
+        let keys: Vec<Key> = items.iter().map(Item::key).collect();
         keys.iter().try_for_each(|key| may_say(node, key))?;
         let Some(reporter) = self.reporters.get_mut(node).filter(|r| r.session == session) else {
             return Ok(true);
         };
-        if batch.first {
-            reporter.named = Some(BTreeSet::new());
-        } else if reporter.at != batch.from {
-            return Ok(false);
+        match reporter.reading.step(&span) {
+            Step::Begin => reporter.named = Some(BTreeSet::new()),
+            Step::Take => {}
+            Step::Leave => return Ok(true),
+            Step::Ask => {
+                reporter.named = None;
+                return Ok(false);
+            }
         }
-        reporter.at = batch.to;
         let too_many = Err(format!("{node} reports more than {MOST_TASKS} tasks"));
         if let Some(named) = &mut reporter.named {
             named.extend(keys);
@@ -203,8 +265,8 @@ impl State {
                 return too_many;
             }
         }
-        let named = if batch.whole { reporter.named.take() } else { None };
-        batch.items.into_iter().for_each(|item| self.say(item));
+        let named = if span.whole { reporter.named.take() } else { None };
+        items.into_iter().for_each(|item| self.say(item));
         if let Some(named) = named {
             self.unsay(node, |key| !named.contains(key));
         }

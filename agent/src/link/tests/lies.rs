@@ -17,7 +17,7 @@ use weir_mesh::cluster::{Life, NodeId, TaskId};
 use super::pki::{Authority, Leaf, TestNode, declared, eventually, report};
 use crate::link::{
     tls::Tls,
-    wire::{Decoder, Frame, Head, Item, MOST_FRAME, PATH},
+    wire::{Decoder, Frame, Head, Item, MOST_FRAME, PATH, Span},
 };
 
 /// A connection whose frames are written by hand.
@@ -48,7 +48,7 @@ impl Guest {
 
     async fn say(&mut self, from: u64, to: u64, first: bool, items: Vec<Item>) {
         let items: Vec<Bytes> = items.iter().map(|item| item.encode().expect("short")).collect();
-        let head = Head::Batch { from, to, first, whole: true };
+        let head = Head::Batch(Span { from, to, first, whole: true });
         self.out.send_data(head.frame_with(items.iter())).await.expect("sent");
     }
 
@@ -147,13 +147,15 @@ async fn a_node_that_goes_on_after_a_gap_of_its_own_gets_a_snapshot() {
     let mut guest = Guest::join(&ca, &m1, "w1", PATH).await;
     guest.out.send_data(Head::Listen { epoch: 1, at: 17 }.frame()).await.expect("sent");
     let first = loop {
-        if let Head::Batch { from, first, .. } = guest.hear().await.expect("a word").head {
+        if let Head::Batch(Span { from, first, .. }) = guest.hear().await.expect("a word").head {
             break (from, first);
         }
     };
     assert_eq!(first, (0, true), "a place in another table is no place in this one");
     guest.out.send_data(Head::Again.frame()).await.expect("sent");
-    while !matches!(guest.hear().await.expect("a word").head, Head::Batch { first: true, .. }) {}
+    while !matches!(guest.hear().await.expect("a word").head, Head::Batch(Span { first: true, .. }))
+    {
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
