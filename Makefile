@@ -14,7 +14,7 @@ demo: packages
 
 ## test: everything: lints, unit tests, packet cases, and the lab
 test:
-	.ci/packages --swarm
+	.ci/packages --swarm --browser
 	.ci/test
 
 ## bench: peers side by side in one run; see bench/README.md

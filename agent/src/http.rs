@@ -1,5 +1,6 @@
 //! The HTTP server: the same read-only routes on the metrics port and on the admin socket.
 
+mod page;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,7 @@ use std::{
 
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, Uri,
+    Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
     header::{ALLOW, CONTENT_TYPE},
     server::conn::http1,
@@ -130,7 +131,7 @@ impl Routes {
 
     async fn connection(self: &Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let answer = service_fn(|request: Request<Incoming>| async move {
-            Ok::<_, Infallible>(self.answer(request.method(), request.uri()).await)
+            Ok::<_, Infallible>(self.answer(&request).await)
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -141,7 +142,8 @@ impl Routes {
         }
     }
 
-    async fn answer(&self, method: &Method, uri: &Uri) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let (method, uri) = (request.method(), request.uri());
         if method != Method::GET && method != Method::HEAD {
             let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "read-only: use GET");
             response
@@ -163,8 +165,10 @@ impl Routes {
                 Ok(dump) => json(&api::StateDump { dump }),
                 Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error),
             },
-            "/" => text(StatusCode::OK, INDEX.into()),
-            _ => failure(StatusCode::NOT_FOUND, "no such path; / lists what there is"),
+            "/" if !page::wanted(request.headers()) => text(StatusCode::OK, INDEX.into()),
+            path => page::file(path).unwrap_or_else(|| {
+                failure(StatusCode::NOT_FOUND, "no such path; / lists what there is")
+            }),
         }
     }
 
@@ -196,6 +200,7 @@ impl Routes {
 }
 
 const INDEX: &str = "weir agent\n\
+    /                 this, and the status page to a browser\n\
     /metrics          OpenMetrics\n\
     /healthz          200 while the agent runs\n\
     /readyz           200 when clients may be sent here; 503 names what is not ready\n\

@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod bpffs;
+pub mod browser;
 pub mod cgroup;
 pub mod firewall;
 pub mod host;
