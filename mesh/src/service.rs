@@ -16,7 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::Health;
+use crate::health::{Health, Verdict};
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -202,6 +202,10 @@ pub struct Task {
     /// it without anybody's help.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<NetworkId, Vec<IpAddr>>,
+    /// What another node has told of this task of its own, where that is bad. What a node has found out
+    /// about its own tasks is not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
 }
 
 /// How long the data plane remembers a flow that is silent, by what it last saw of it.
@@ -430,6 +434,20 @@ impl fmt::Display for SpaceAt {
 // === impl Task ===
 
 impl Task {
+    /// An active task without any address.
+    pub fn new(name: TaskName, node: NodeName) -> Self {
+        Self {
+            name,
+            node,
+            ipv4: None,
+            ipv6: None,
+            weight: 1,
+            state: TaskState::Active,
+            networks: BTreeMap::new(),
+            verdict: None,
+        }
+    }
+
     /// Its addresses, IPv4 first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))

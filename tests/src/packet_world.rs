@@ -250,12 +250,9 @@ fn port(text: &str) -> Result<Port> {
 
 fn task(name: &str, node: &str, last: u8, state: TaskState) -> Task {
     Task {
-        name: TaskName::new(name),
-        node: NodeName::new(node),
         ipv4: Some(Ipv4Addr::new(172, 18, 0, last)),
         ipv6: Some(Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, last.into())),
-        weight: 1,
         state,
-        networks: BTreeMap::new(),
+        ..Task::new(TaskName::new(name), NodeName::new(node))
     }
 }

@@ -196,8 +196,11 @@ impl<'a> Run<'a> {
         task: &Task,
         ident: Ident,
     ) -> Option<(BackendIndex, BackendRecord)> {
+        // A task of this node under the name that it had before is another node's now.
+        let local = task.node == self.local.node;
         let fits = |backend: &BackendRecord| {
-            (backend.ipv4.is_none() || backend.ipv4 == task.ipv4)
+            backend.via.is_local() == local
+                && (backend.ipv4.is_none() || backend.ipv4 == task.ipv4)
                 && (backend.ipv6.is_none() || backend.ipv6 == task.ipv6)
         };
         let uses = self.planner.draft.uses_of(id, ident).filter(|(_, backend)| fits(backend));

@@ -97,8 +97,6 @@ fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>
         let ipv4 = address_of(&ServiceName::new(service), &number.to_string());
         let moved = std::net::Ipv4Addr::from(u32::from(ipv4) + 100);
         Task {
-            name: TaskName::new(format!("{service}.{number}")),
-            node: NodeName::new(format!("n{on}")),
             ipv4: match address {
                 0 | 1 => Some(ipv4),
                 2 => Some(moved),
@@ -107,7 +105,10 @@ fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>
             ipv6: (address > 0).then_some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into())),
             weight,
             state,
-            networks: BTreeMap::new(),
+            ..Task::new(
+                TaskName::new(format!("{service}.{number}")),
+                NodeName::new(format!("n{on}")),
+            )
         }
     });
     prop::option::weighted(0.7, task)

@@ -225,13 +225,8 @@ fn service(line: &str) -> Service {
 fn add_task_word(service: &mut Service, word: &str) {
     if let Some((number, on)) = word.split_once('@') {
         service.tasks.push(Task {
-            name: TaskName::new(number),
-            node: NodeName::new(on),
             ipv4: Some(address_of(&service.name, number)),
-            ipv6: None,
-            weight: 1,
-            state: TaskState::Active,
-            networks: BTreeMap::new(),
+            ..Task::new(TaskName::new(number), NodeName::new(on))
         });
         return;
     }

@@ -156,13 +156,12 @@ fn task(
         return None;
     };
     let task = Task {
-        name: TaskName::new(name),
-        node: names.of(node),
         ipv4,
         ipv6,
         weight: weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(1),
         state,
         networks: networks.unwrap_or_default(),
+        ..Task::new(TaskName::new(name), names.of(node))
     };
     Some(TaskDraft { task, offset: table.offset(), node_offset })
 }
