@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use weir_loader::{Answers, Counters};
 use weir_mesh::{
-    Balance, Ident, NodeName, Protocol, PublishMode, PublishedPort, Service, ServiceName,
-    TargetPort, Task, TaskName, TaskState, Timeouts,
+    Access, Balance, Ident, Locality, NodeName, Protocol, PublishMode, PublishedPort, Service,
+    ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
     health::Verdict,
     install::{BackendState, Frontend, Via},
 };
@@ -76,6 +76,12 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// How new flows choose a task.
     pub balance: Balance,
+    /// Whose tasks they choose among.
+    #[serde(default)]
+    pub locality: Locality,
+    /// Who may be a client; nothing for everybody.
+    #[serde(default, skip_serializing_if = "Access::is_open")]
+    pub access: Access,
     /// Its published ports.
     pub ports: Vec<PortView>,
     /// Its tasks.
@@ -236,6 +242,8 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
     let services = snapshot.services.values().filter(wanted).map(|service| ServiceView {
         name: service.name.clone(),
         balance: service.balance,
+        locality: service.locality,
+        access: service.access.clone(),
         ports: ports(service, now),
         tasks: service.tasks.iter().map(|one| task(service, one, now)).collect(),
         timeouts: service.timeouts,

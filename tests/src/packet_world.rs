@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -101,6 +102,16 @@ impl World {
             ..Service::new(ServiceName::new(name))
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
+        self.apply()
+    }
+
+    /// Changes a service in any way.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses the change.
+    pub fn change(&mut self, name: &str, change: impl FnOnce(&mut Service)) -> Result<()> {
+        let service = self.snapshot.services.get_mut(&ServiceName::new(name));
+        change(Arc::make_mut(service.context("no such service")?));
         self.apply()
     }
 

@@ -11,7 +11,7 @@ use crate::{
     install::{
         BackendGeneration, BackendIndex, BackendRecord, BackendState, Frontend, ServiceId, Via,
     },
-    service::{Port, PublishMode, Service, Task, TaskState},
+    service::{Locality, Port, PublishMode, Service, Task, TaskState},
 };
 
 /// A service as it should be.
@@ -109,11 +109,13 @@ impl<'a> Run<'a> {
         id
     }
 
-    /// A mesh port needs every task; a host port only those that run here; without ports, and so
+    /// A mesh port needs every task; a host port, or a service that is kept to each node, only those that
+    /// run here; without ports, and so
     /// without anybody who could ask for them, tasks need not be known.
     fn tasks_needed_here(&self, service: &'a Service) -> impl Iterator<Item = &'a Task> + use<'a> {
         let here = &self.local.node;
-        let everywhere = service.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+        let ingress = service.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+        let everywhere = ingress && service.locality != Locality::Local;
         let none = service.ports.is_empty();
         service.tasks.iter().filter(move |task| !none && (everywhere || task.node == *here))
     }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Generation, Installed, Limits, LocalView, MapOp, MeshSnapshot, Moment, Node, NodeName,
-    Plan, Planner, PublishMode, Service, ServiceName, Task, TaskName, TaskState,
+    Balance, Generation, Installed, Limits, LocalView, Locality, MapOp, MeshSnapshot, Moment, Node,
+    NodeName, Plan, Planner, PublishMode, Service, ServiceName, Subnet, Task, TaskName, TaskState,
     install::{BackendIndex, BackendState, Region, Via},
     plan::GRACE,
     ports::parse_ports,
@@ -210,7 +210,12 @@ fn service(line: &str) -> Service {
     for word in words {
         match word {
             "maglev" => service.balance = Balance::Maglev,
+            "source" => service.balance = Balance::Source,
+            "prefer-local" => service.locality = Locality::PreferLocal,
+            "local" => service.locality = Locality::Local,
             "host" => mode = PublishMode::Host,
+            _ if word.starts_with("allow=") => service.access.allow = subnets(&word[6..]),
+            _ if word.starts_with("deny=") => service.access.deny = subnets(&word[5..]),
             _ if word.starts_with("drain=") => service.timeouts.drain = seconds(&word[6..]),
             _ => service.ports.extend(parse_ports(word).unwrap().into_iter().map(|spec| {
                 let published = spec.published.unwrap();
@@ -220,6 +225,10 @@ fn service(line: &str) -> Service {
     }
     tasks.split_whitespace().for_each(|word| add_task_word(&mut service, word));
     service
+}
+
+fn subnets(text: &str) -> Vec<Subnet> {
+    text.split(',').map(|subnet| subnet.parse().unwrap()).collect()
 }
 
 fn add_task_word(service: &mut Service, word: &str) {
