@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use weir_loader::{Answers, Counters};
 use weir_mesh::{
-    Balance, Ident, NodeName, Protocol, PublishMode, PublishedPort, Service, ServiceName,
-    TargetPort, Task, TaskName, TaskState, Timeouts,
+    Access, Balance, Ident, Locality, NodeName, Protocol, PublishMode, PublishedPort, Service,
+    ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
+    health::Verdict,
     install::{BackendState, Frontend, Via},
 };
 
@@ -75,6 +76,12 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// How new flows choose a task.
     pub balance: Balance,
+    /// Whose tasks they choose among.
+    #[serde(default)]
+    pub locality: Locality,
+    /// Who may be a client; nothing for everybody.
+    #[serde(default, skip_serializing_if = "Access::is_open")]
+    pub access: Access,
     /// Its published ports.
     pub ports: Vec<PortView>,
     /// Its tasks.
@@ -235,8 +242,10 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
     let services = snapshot.services.values().filter(wanted).map(|service| ServiceView {
         name: service.name.clone(),
         balance: service.balance,
+        locality: service.locality,
+        access: service.access.clone(),
         ports: ports(service, now),
-        tasks: service.tasks.iter().map(|one| task(&service.name, one, now)).collect(),
+        tasks: service.tasks.iter().map(|one| task(service, one, now)).collect(),
         timeouts: service.timeouts,
     });
     Services { generation: Some(snapshot.generation.0), services: services.collect() }
@@ -269,8 +278,8 @@ fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
     service.ports.iter().map(view).collect()
 }
 
-fn task(service: &ServiceName, task: &Task, now: &Observation) -> TaskView {
-    let ident = Ident::of_task(service, &task.name, &task.node);
+fn task(service: &Service, task: &Task, now: &Observation) -> TaskView {
+    let ident = Ident::of_task(&service.name, &task.name, &task.node);
     let stats = now.stats.backend(&ident);
     TaskView {
         name: task.name.clone(),
@@ -278,11 +287,22 @@ fn task(service: &ServiceName, task: &Task, now: &Observation) -> TaskView {
         addresses: task.addresses().collect(),
         weight: task.weight,
         state: task.state,
-        health: now.health.get(&ident).and_then(|health| health.reason.clone()),
+        health: match now.health.get(&ident) {
+            Some(health) => health.reason.clone(),
+            None => task.verdict.as_ref().map(|verdict| told(verdict, service, task)),
+        },
         kernel: stats.map_or("absent", |stats| kernel_state(stats.state)).to_owned(),
         via: stats.map(|stats| via(stats.via).to_owned()),
         active: stats.map_or(0, |stats| stats.active),
         counters: stats.map(|stats| stats.counters).unwrap_or_default().into(),
+    }
+}
+
+/// What there is to be said of another node's task.
+fn told(verdict: &Verdict, service: &Service, task: &Task) -> String {
+    match &service.health.ejection {
+        Some(ejection) if task.state == TaskState::Active => verdict.spared(ejection.panic),
+        _ => verdict.to_string(),
     }
 }
 

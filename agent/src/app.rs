@@ -20,6 +20,7 @@ use crate::{
     metrics::Metrics,
     observe::{Judged, Observer},
     probes::{
+        LocalHealth,
         judge::{self, Wires},
         prober, refusals,
     },
@@ -60,12 +61,13 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     let doors = Doors::open(&config).await?;
 
     // Sources -> snapshots.
-    let (reload_source, reload_requests) = mpsc::channel(1);
-    let Sources { state: source_state, link, docker } = follow_source(&config, reload_requests);
-    let state = state_file(&config);
-    let (writer, view) = SnapshotWriter::new(restore(&state));
     let (chamber, Wires { held, findings, targets, health }) =
         judge::wired(config.node.name.clone());
+    let (reload_source, reload_requests) = mpsc::channel(1);
+    let Sources { state: source_state, link, docker } =
+        follow_source(&config, reload_requests, health.clone());
+    let state = state_file(&config);
+    let (writer, view) = SnapshotWriter::new(restore(&state));
     tokio::spawn(snapshots::keep(state, writer.declared()));
     tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait, chamber));
 
@@ -156,7 +158,11 @@ struct Sources {
     docker: Option<watch::Receiver<DockerState>>,
 }
 
-fn follow_source(config: &Config, reload: mpsc::Receiver<()>) -> Sources {
+fn follow_source(
+    config: &Config,
+    reload: mpsc::Receiver<()>,
+    health: watch::Receiver<LocalHealth>,
+) -> Sources {
     match &config.source {
         SourceConfig::File(file) => {
             let (source, state) = FileSource::new(file, config.timeouts);
@@ -164,7 +170,7 @@ fn follow_source(config: &Config, reload: mpsc::Receiver<()>) -> Sources {
             Sources { state, link: LateLink::default(), docker: None }
         }
         SourceConfig::Docker(docker) => {
-            let Followed { state, link, words } = swarm::follow(config, docker);
+            let Followed { state, link, words } = swarm::follow(config, docker, health);
             Sources { state, link, docker: Some(words) }
         }
     }

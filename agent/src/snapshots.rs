@@ -295,13 +295,8 @@ mod tests {
     fn with_web(mut desired: Desired) -> Desired {
         let web = Service {
             tasks: vec![Task {
-                name: TaskName::new("web.1"),
-                node: NodeName::new("n1"),
                 ipv4: Some([172, 18, 0, 3].into()),
-                ipv6: None,
-                weight: 1,
-                state: TaskState::Active,
-                networks: Default::default(),
+                ..Task::new(TaskName::new("web.1"), NodeName::new("n1"))
             }],
             health: Health {
                 check: None,

@@ -4,7 +4,7 @@
 //! the link tells the source what the other nodes say.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -12,10 +12,12 @@ use std::{
 
 use tokio::{sync::watch, time};
 use tracing::warn;
+use weir_mesh::cluster::Report;
 
 use crate::{
     config::{Config, DockerSourceConfig, LinkConfig},
     link::{self, ClusterView, From, Inputs, Link, identity::Files},
+    probes::LocalHealth,
     reconciler::thread::Handle,
     source::{
         SourceState,
@@ -41,7 +43,11 @@ pub struct Followed {
 }
 
 /// Follows dockerd and the other agents; the desired state is what all of them say together.
-pub fn follow(config: &Config, docker: &DockerSourceConfig) -> Followed {
+pub fn follow(
+    config: &Config,
+    docker: &DockerSourceConfig,
+    health: watch::Receiver<LocalHealth>,
+) -> Followed {
     let (source, words) = DockerSource::new(docker, config.node.address);
     tokio::spawn(source.run());
     let unheard = PeerWords { settled: false, ..PeerWords::none() };
@@ -49,7 +55,8 @@ pub fn follow(config: &Config, docker: &DockerSourceConfig) -> Followed {
     let (voices, state) = Voices::new(words.clone(), heard, config.timeouts);
     tokio::spawn(voices.run());
     let late = LateLink::default();
-    tokio::spawn(link_up(config.link.clone(), words.clone(), peers, late.clone()));
+    let own = Own { words: words.clone(), health };
+    tokio::spawn(link_up(config.link.clone(), own, peers, late.clone()));
     Followed { state, link: late, words }
 }
 
@@ -74,13 +81,13 @@ pub async fn pass_spaces(mut words: watch::Receiver<DockerState>, reconciler: Ha
 /// the other nodes give them up.
 async fn link_up(
     config: LinkConfig,
-    mut words: watch::Receiver<DockerState>,
+    mut own: Own,
     peers: watch::Sender<PeerWords>,
     late: LateLink,
 ) {
-    let known = words.wait_for(|state| state.engine.is_some() && state.report.is_some()).await;
+    let known = own.words.wait_for(|state| state.engine.is_some() && state.report.is_some()).await;
     let Ok(state) = known.map(|state| state.clone()) else { return };
-    let Some((engine, report)) = state.engine.as_ref().zip(state.report.clone()) else { return };
+    let Some((engine, report)) = state.engine.as_ref().zip(own.report(&state)) else { return };
     let (files, files_seen) = watch::channel(files(&config, engine));
     let (managers, managers_seen) = watch::channel(managers(&config, engine));
     let (declared, declared_seen) = watch::channel(first_hand(&state));
@@ -97,19 +104,56 @@ async fn link_up(
     // Nobody else sets it.
     let _ = late.set(started);
     let telling = async {
-        while words.changed().await.is_ok() {
-            let state = words.borrow_and_update().clone();
+        while own.changed().await {
+            let state = own.words.borrow_and_update().clone();
             if let Some(engine) = &state.engine {
                 replace(&files, self::files(&config, engine));
                 replace(&managers, self::managers(&config, engine));
             }
-            if let Some(report) = &state.report {
-                replace(&reports, report.clone());
+            if let Some(report) = own.report(&state) {
+                replace(&reports, report);
             }
             replace(&declared, first_hand(&state));
         }
     };
     tokio::join!(telling, listen(view, peers));
+}
+
+/// What this node knows of itself.
+struct Own {
+    words: watch::Receiver<DockerState>,
+    health: watch::Receiver<LocalHealth>,
+}
+
+impl Own {
+    /// Waits for news; false when there will be none.
+    async fn changed(&mut self) -> bool {
+        tokio::select! {
+            changed = self.words.changed() => changed.is_ok(),
+            changed = self.health.changed() => changed.is_ok(),
+        }
+    }
+
+    /// What others are told of this node's tasks: what dockerd says, and what was found out besides.
+    fn report(&mut self, state: &DockerState) -> Option<Arc<Report>> {
+        let report = state.report.clone()?;
+        let health = self.health.borrow_and_update();
+        let bad = health.values().filter_map(|task| {
+            Some(((task.service.as_str(), task.task.as_str()), task.verdict.as_ref()?))
+        });
+        let bad: BTreeMap<_, _> = bad.collect();
+        if bad.is_empty() {
+            return Some(report);
+        }
+        let mut told = (*report).clone();
+        for task in told.tasks.values_mut() {
+            let found = bad.get(&(task.service_name.as_str(), task.name.as_str()));
+            if let Some(verdict) = found.copied() {
+                Arc::make_mut(task).verdict = Some(verdict.clone());
+            }
+        }
+        Some(Arc::new(told))
+    }
 }
 
 /// Passes on what the other nodes say, from when somebody says something.

@@ -364,3 +364,31 @@ fn virtual_addresses_networks_and_namespaces_are_read() {
     assert_eq!(web.vips[&blue].len(), 2);
     assert_eq!(web.tasks[0].networks[&blue], ["10.0.9.11".parse::<std::net::IpAddr>().unwrap()]);
 }
+
+#[test]
+fn who_may_be_a_client_is_read_with_every_mistake_named() {
+    let text =
+        |lines: &str| format!("[[service]]\nname = \"web\"\npublish = [\"80:80\"]\n{lines}\n");
+    let desired = good(&text(
+        "allow = [\"10.0.0.0/8\"]\ndeny = [\"10.9.0.0/16\", \"fd00::1\"]\nlocality = \"prefer-local\"\naffinity = \"client-ip\"",
+    ));
+    let web = desired.services.values().next().unwrap();
+    assert_eq!(web.access.rules().len(), 5);
+    assert_eq!((web.locality.as_str(), web.balance.as_str()), ("prefer-local", "source"));
+    let wrong = [
+        ("allow = [\"10.1.2.3/8\"]", "has bits beyond its length; write \"10.0.0.0/8\""),
+        ("deny = [\"ten\"]", "not a range of addresses; write one such as \"10.0.0.0/8\""),
+        ("allow = []", "no range of addresses; name who may be a client"),
+        ("allow = [\"::1\"]\ndeny = [\"::1\"]", "::1/128 is in deny, too; leave it out of one"),
+        ("locality = \"zone\"", "write one of \"cluster\", \"prefer-local\", \"local\""),
+        ("affinity = \"cookie\"", "write one of \"client-ip\""),
+        (
+            "affinity = \"client-ip\"\nbalance = \"random\"",
+            "contradicts balance; leave one of them out",
+        ),
+    ];
+    for (lines, expected) in wrong {
+        let said = mistakes(&text(lines));
+        assert!(said.iter().any(|line| line.contains(expected)), "{lines}: {said:?}");
+    }
+}

@@ -1,12 +1,14 @@
 //! Whether a task can serve: what it is asked (checks), what is seen of it (refusals), and what
 //! follows.
 //!
-//! Only a task's own node judges it. The state machines here know no clock and ask nobody: the agent
+//! Only a task's own node asks it and sees what it refuses; what follows of that every node works out
+//! in the same way. The state machines here know no clock and ask nobody: the agent
 //! tells them what a probe found, what the kernel counted, and when.
 
 mod check;
 mod ejection;
 pub mod labels;
+mod verdict;
 
 use std::{fmt, time::Duration};
 
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::CheckState;
 pub use ejection::{EjectionState, Seen, spares};
+pub use verdict::Verdict;
 
 use crate::service::{Protocol, Service, TargetPort};
 

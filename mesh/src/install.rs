@@ -15,6 +15,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    access::Subnet,
     ident::{Ident, Tag},
     service::{Balance, Port, Protocol, PublishedPort, TargetPort, Timeouts},
 };
@@ -41,6 +42,14 @@ pub struct ServiceId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Slot(pub u32);
+
+/// Number of a list of address ranges; 0 is never used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ListId(pub u32);
+
+/// A list of address ranges: whether clients in each may be served, the longest range deciding.
+pub type Rules = BTreeMap<Subnet, bool>;
 
 /// Position of a node in the kernel's node array; 0 is never used (it means "here").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -140,6 +149,8 @@ pub struct ServiceRecord {
     pub withheld: bool,
     /// Where the tasks listen.
     pub target: TargetPort,
+    /// Who may be a client; `None`: everybody.
+    pub list: Option<ListId>,
     /// All active tasks with an IPv4 address.
     pub pick4: Region,
     /// All active tasks with an IPv6 address.
@@ -172,6 +183,8 @@ pub struct Installed {
     pub regions: BTreeMap<u32, Vec<BackendIndex>>,
     /// Service records.
     pub records: BTreeMap<Slot, ServiceRecord>,
+    /// Lists that records point at.
+    pub lists: BTreeMap<ListId, Rules>,
     /// Which record each published port points at.
     pub ports: BTreeMap<Frontend, Slot>,
     /// Which local backend a tag means, for one service.
@@ -208,6 +221,10 @@ pub enum MapOp {
         /// First cell.
         offset: u32,
     },
+    /// Write a list of address ranges; no record points at it yet.
+    WriteList(ListId, Rules),
+    /// Remove a list, of these ranges; no record points at it any more.
+    RemoveList(ListId, Rules),
     /// Write a service record; no port points at it yet.
     SetRecord(Slot, ServiceRecord),
     /// Mark a record free; no port points at it any more.

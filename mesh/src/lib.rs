@@ -8,6 +8,7 @@
 //! published ports.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod balance;
 pub mod cluster;
 pub mod health;
@@ -19,12 +20,13 @@ pub mod service;
 pub mod snapshot;
 pub mod vip;
 
+pub use access::{Access, Subnet};
 pub use health::Health;
 pub use ident::Ident;
 pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
 pub use service::{
-    Balance, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort, Service,
-    ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,
+    Balance, Locality, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort,
+    Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,
 };
 pub use snapshot::{Generation, MeshSnapshot};

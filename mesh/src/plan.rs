@@ -77,6 +77,8 @@ pub struct Limits {
     pub nodes: u32,
     /// Services, with the reserved 0.
     pub services: u32,
+    /// Address ranges in lists of who may be a client.
+    pub ranges: u32,
 }
 
 /// What must be done now, what cannot be done, and when to ask again.
@@ -102,6 +104,8 @@ pub enum Resource {
     Records,
     /// Service numbers.
     Services,
+    /// Address ranges.
+    Ranges,
 }
 
 /// Something that keeps the mesh from being served as it should be.
@@ -263,6 +267,7 @@ impl Default for Limits {
             records: 65_536,
             nodes: 4_096,
             services: 65_536,
+            ranges: 65_536,
         }
     }
 }
@@ -274,6 +279,7 @@ impl fmt::Display for Resource {
             Self::Cells => "cells",
             Self::Records => "records",
             Self::Services => "service numbers",
+            Self::Ranges => "address ranges",
         })
     }
 }

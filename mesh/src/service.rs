@@ -16,7 +16,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::Health;
+use crate::{
+    access::Access,
+    health::{Health, Verdict},
+};
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -153,6 +156,24 @@ pub enum Balance {
     Random,
     /// Consistent hashing of the client's address and port: every node chooses the same task.
     Maglev,
+    /// Consistent hashing of the client's address alone: a client has the same task through every node
+    /// for as long as the tasks are the same, and few clients change when these do.
+    Source,
+}
+
+/// Whose tasks clients of a node are given.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Locality {
+    /// Those of all nodes.
+    #[default]
+    Cluster,
+    /// The node's own, while it has any that take flows.
+    PreferLocal,
+    /// The node's own and no others: where there are none, clients are refused.
+    Local,
 }
 
 /// Whether a task takes new flows, and whether it keeps those it has.
@@ -202,6 +223,10 @@ pub struct Task {
     /// it without anybody's help.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<NetworkId, Vec<IpAddr>>,
+    /// What another node has told of this task of its own, where that is bad. What a node has found out
+    /// about its own tasks is not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
 }
 
 /// How long the data plane remembers a flow that is silent, by what it last saw of it.
@@ -231,6 +256,12 @@ pub struct Service {
     pub name: ServiceName,
     /// How new flows choose a task.
     pub balance: Balance,
+    /// Whose tasks they choose among.
+    #[serde(default, skip_serializing_if = "Locality::is_default")]
+    pub locality: Locality,
+    /// Who may be a client.
+    #[serde(default, skip_serializing_if = "Access::is_open")]
+    pub access: Access,
     /// Published ports, in order, without duplicates.
     pub ports: Vec<Port>,
     /// Tasks, ordered by name.
@@ -367,7 +398,34 @@ impl Balance {
             Self::RoundRobin => "round-robin",
             Self::Random => "random",
             Self::Maglev => "maglev",
+            Self::Source => "source",
         }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::RoundRobin, Self::Random, Self::Maglev, Self::Source];
+
+    /// Whether a client's task follows from what is known of the client, on every node the same.
+    pub fn is_hashed(self) -> bool {
+        matches!(self, Self::Maglev | Self::Source)
+    }
+}
+
+impl Locality {
+    /// The word used in configuration and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::PreferLocal => "prefer-local",
+            Self::Local => "local",
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Cluster, Self::PreferLocal, Self::Local];
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -407,6 +465,8 @@ impl Service {
         Self {
             name,
             balance: Balance::default(),
+            locality: Locality::default(),
+            access: Access::default(),
             ports: Vec::new(),
             tasks: Vec::new(),
             timeouts: Timeouts::default(),
@@ -430,6 +490,20 @@ impl fmt::Display for SpaceAt {
 // === impl Task ===
 
 impl Task {
+    /// An active task without any address.
+    pub fn new(name: TaskName, node: NodeName) -> Self {
+        Self {
+            name,
+            node,
+            ipv4: None,
+            ipv6: None,
+            weight: 1,
+            state: TaskState::Active,
+            networks: BTreeMap::new(),
+            verdict: None,
+        }
+    }
+
     /// Its addresses, IPv4 first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -101,6 +102,16 @@ impl World {
             ..Service::new(ServiceName::new(name))
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
+        self.apply()
+    }
+
+    /// Changes a service in any way.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses the change.
+    pub fn change(&mut self, name: &str, change: impl FnOnce(&mut Service)) -> Result<()> {
+        let service = self.snapshot.services.get_mut(&ServiceName::new(name));
+        change(Arc::make_mut(service.context("no such service")?));
         self.apply()
     }
 
@@ -250,12 +261,9 @@ fn port(text: &str) -> Result<Port> {
 
 fn task(name: &str, node: &str, last: u8, state: TaskState) -> Task {
     Task {
-        name: TaskName::new(name),
-        node: NodeName::new(node),
         ipv4: Some(Ipv4Addr::new(172, 18, 0, last)),
         ipv6: Some(Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, last.into())),
-        weight: 1,
         state,
-        networks: BTreeMap::new(),
+        ..Task::new(TaskName::new(name), NodeName::new(node))
     }
 }

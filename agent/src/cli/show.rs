@@ -169,6 +169,7 @@ fn short_balance(service: &ServiceView) -> &'static str {
         weir_mesh::Balance::RoundRobin => "rr",
         weir_mesh::Balance::Random => "random",
         weir_mesh::Balance::Maglev => "maglev",
+        weir_mesh::Balance::Source => "source",
     }
 }
 

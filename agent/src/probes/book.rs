@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use weir_mesh::{
     Ident, Moment, NodeName, Protocol, PublishMode, Service, ServiceName, TargetPort, Task,
     TaskName, TaskState,
-    health::{Check, CheckKind, CheckState, Ejection, EjectionState, Seen, spares},
+    health::{Check, CheckKind, CheckState, Ejection, EjectionState, Seen, Verdict, spares},
     install::BackendState,
 };
 
@@ -182,8 +182,9 @@ impl Book {
             for (task, entry) in tasks {
                 let Entry { ident, healthy, ejections, .. } = *entry;
                 let (service, task) = (service.clone(), task.clone());
-                let reason = entry.reason.clone();
-                health.insert(ident, TaskHealth { service, task, healthy, reason, ejections });
+                let (reason, verdict) = (entry.reason.clone(), entry.verdict());
+                let known = TaskHealth { service, task, healthy, verdict, reason, ejections };
+                health.insert(ident, known);
             }
         }
         Arc::new(health)
@@ -279,27 +280,39 @@ impl Book {
 
     /// Decides which tasks of a service are out.
     fn judge(&mut self, name: &ServiceName) {
-        let (Some(service), Some(tasks)) = (self.services.get(name), self.tasks.get_mut(name))
-        else {
+        let Some(service) = self.services.get(name) else {
             self.changed.remove(name);
             return;
         };
-        let serves = |task: &&Task| task.state == TaskState::Active && task.weight > 0;
-        let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
-        let here = |task: &&&Task| task.node == self.node;
-        let mine = || serving.iter().filter(here).filter_map(|task| tasks.get(&task.name));
-        let failing = mine().filter(|entry| entry.fails()).count();
-        let ejected = mine().filter(|entry| !entry.fails() && entry.is_ejected()).count();
-        let settings = service.health.ejection;
+        let mut none = BTreeMap::new();
+        let tasks = self.tasks.get_mut(name).unwrap_or(&mut none);
+        let here = |task: &Task| task.node == self.node;
         // In host mode the tasks of other nodes are no help to this one's clients.
         let host_mode = service.ports.iter().any(|port| port.mode == PublishMode::Host);
-        let all = if host_mode { mine().count() } else { serving.len() };
-        let spared = settings.filter(|it| spares(all, failing, ejected, it));
+        let serves = |task: &&Task| {
+            task.state == TaskState::Active && task.weight > 0 && (!host_mode || here(task))
+        };
+        let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
+        let verdict = |task: &&Task| match here(task) {
+            true => tasks.get(&task.name).and_then(Entry::verdict),
+            false => task.verdict.clone(),
+        };
+        let verdicts: Vec<Verdict> = serving.iter().filter_map(verdict).collect();
+        let ejected = verdicts.iter().filter(|it| matches!(it, Verdict::Ejected { .. })).count();
+        let failing = verdicts.len() - ejected;
+        let settings = service.health.ejection;
+        let spared = settings.filter(|it| spares(serving.len(), failing, ejected, it));
         tasks.iter_mut().for_each(|(task, entry)| entry.conclude(spared.as_ref(), name, task));
+        let is_out = |verdict: &Verdict| match verdict {
+            Verdict::Failing { .. } => true,
+            Verdict::Ejected { .. } => settings.is_some() && spared.is_none(),
+        };
         let out = |task: &Task| {
-            task.node == self.node
-                && task.state == TaskState::Active
-                && tasks.get(&task.name).is_some_and(|entry| !entry.healthy)
+            task.state == TaskState::Active
+                && match here(task) {
+                    true => tasks.get(&task.name).is_some_and(|entry| !entry.healthy),
+                    false => task.verdict.as_ref().is_some_and(is_out),
+                }
         };
         if !service.tasks.iter().any(out) {
             self.changed.remove(name);
@@ -388,31 +401,26 @@ impl Entry {
         }
     }
 
-    fn reason_now(&self, spared: Option<&Ejection>) -> Option<String> {
+    /// What other nodes are to know of it.
+    fn verdict(&self) -> Option<Verdict> {
         if self.fails() {
             let problem = match (&self.failed, &self.problem) {
                 (Some(failed), _) => failed.clone(),
                 (None, Some(problem)) => format!("not healthy yet, {problem}"),
                 (None, None) => "not healthy yet".to_owned(),
             };
-            return Some(format!("health: {problem}"));
+            return Some(Verdict::Failing { problem });
         }
         let (time, refused) = self.ejection.current()?;
-        Some(match (spared, refused) {
-            (Some(Ejection { panic, .. }), _) => format!(
-                "not ejected, although it refused {refused} connections: fewer than {panic} % of \
-                 the tasks would be left"
-            ),
-            (None, 0) => format!("ejected for {}: so it was when the agent began", spelled(time)),
-            (None, _) => format!("ejected for {}: refused {refused} connections", spelled(time)),
-        })
+        Some(Verdict::Ejected { time, refused })
     }
-}
 
-fn spelled(time: Duration) -> String {
-    match time.subsec_millis() {
-        0 => format!("{} s", time.as_secs()),
-        _ => format!("{} ms", time.as_millis()),
+    fn reason_now(&self, spared: Option<&Ejection>) -> Option<String> {
+        let verdict = self.verdict()?;
+        Some(match spared {
+            Some(Ejection { panic, .. }) => verdict.spared(*panic),
+            None => verdict.to_string(),
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether this node's own tasks can serve: asked by probes, and seen by what they refuse.
 //!
 //! [`prober`] asks, [`refusals`] reads what the kernel counted; both only report. [`book`] keeps what
-//! follows for each task, and is changed by nobody but the [`SnapshotWriter`]: a task that is out is
+//! follows for each task, and for those of other nodes what these say, and is changed by nobody but the [`SnapshotWriter`]: a task that is out is
 //! draining in the snapshot, so that it keeps its flows and gets no new ones.
 //!
 //! [`SnapshotWriter`]: crate::snapshots::SnapshotWriter
@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use weir_mesh::{
     Ident, ServiceName, TaskName,
-    health::{Check, Seen},
+    health::{Check, Seen, Verdict},
     install::BackendState,
 };
 
@@ -64,6 +64,8 @@ pub struct TaskHealth {
     pub task: TaskName,
     /// Whether it may have new flows, as far as this is concerned.
     pub healthy: bool,
+    /// What other nodes are told of it, where that is bad.
+    pub verdict: Option<Verdict>,
     /// What there is to be said of it: why it is out, or why it is not although it should be.
     pub reason: Option<String>,
     /// How often it was ejected since the agent began.

@@ -11,7 +11,7 @@ use std::{
 use weir_loader::{Answers, Attachments, Counters, Error, FlowCensus, NetnsCookies, Stats};
 use weir_mesh::{
     Generation, Installed, Limits, MapOp, MeshSnapshot, Node, NodeName, Port, Protocol,
-    PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState,
+    PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
     install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
 };
@@ -134,13 +134,8 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
         (name.clone(), Node::new(name, [10, 0, 0, last].into()))
     };
     let task = |service: &str, node: &str, last: u8| Task {
-        name: TaskName::new(format!("{service}.{last}")),
-        node: NodeName::new(node),
         ipv4: Some([172, 18, 0, last].into()),
-        ipv6: None,
-        weight: 1,
-        state: TaskState::Active,
-        networks: BTreeMap::new(),
+        ..Task::new(TaskName::new(format!("{service}.{last}")), NodeName::new(node))
     };
     let service = |&(name, port): &(&str, u16)| {
         let service = Service {

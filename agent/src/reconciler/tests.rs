@@ -84,6 +84,23 @@ fn only_tasks_of_this_node_are_asked_for_what_they_refused_and_known_to_be_held(
 }
 
 #[test]
+fn a_node_is_who_the_snapshot_says_it_is() {
+    let mut bench = Bench::new();
+    bench.take(mesh(1, &[("web", 8080)]));
+    let called = MeshSnapshot { here: Some(NodeName::new("n2")), ..mesh(2, &[("web", 8080)]) };
+    bench.maps.0.borrow_mut().reach.insert("172.18.0.4".parse().unwrap(), PEER);
+    bench.take(called);
+    let task = TaskName::new("web.4");
+    let own = Ident::of_task(&ServiceName::new("web"), &task, &NodeName::new("n2"));
+    let answers = bench.reconciler.answers().unwrap();
+    assert!(answers.iter().any(|it| it.task == own), "what it was before may still drain");
+    assert!(bench.report().problems.is_empty(), "{:?}", bench.report().problems);
+    let lost = MeshSnapshot { here: Some(NodeName::new("n9")), ..mesh(3, &[("web", 8080)]) };
+    bench.take(lost);
+    assert!(bench.report().problems[0].starts_with("this node, n9, is not in the mesh"));
+}
+
+#[test]
 fn a_snapshot_is_in_the_kernel_when_the_report_says_so() {
     let mut bench = Bench::new();
     bench.take(mesh(1, &[("web", 8080)]));

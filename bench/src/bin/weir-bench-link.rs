@@ -194,6 +194,7 @@ fn report(at: usize, nodes: usize, tasks: usize, life: Life) -> Report {
         labels: BTreeMap::from([("weir.balance".into(), "maglev".into())]),
         networks: BTreeMap::new(),
         ports: Vec::new(),
+        verdict: None,
     };
     Report {
         node: ReportedNode {

@@ -42,6 +42,8 @@ pub mod size {
     pub const NODES: u32 = 1 << 12;
     /// Virtual addresses.
     pub const VIPS: u32 = 1 << 15;
+    /// Address ranges in lists of who may be a client.
+    pub const ACCESS: u32 = 1 << 16;
     /// Cells for addresses of the tasks that virtual addresses stand for.
     pub const VIP_TASKS: u32 = 1 << 18;
     /// Network namespaces that are attached to networks with virtual addresses.
@@ -116,6 +118,8 @@ pub mod balance {
     pub const RANDOM: u8 = 1;
     /// The cell that the client's address and port hash to.
     pub const MAGLEV: u8 = 2;
+    /// The cell that the client's address hashes to.
+    pub const SOURCE: u8 = 3;
 }
 
 /// [`Service::flags`].
@@ -150,12 +154,45 @@ pub struct Service {
     pub local6: Region,
     /// Milliseconds that a task which left may keep its flows. For user space only.
     pub drain_millis: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Number of the list in `ACCESS` that says who may be a client; 0: everybody may. Agents that knew
+    /// no lists wrote 0.
+    pub list: u32,
     /// Identity of the service; 0: the record is free. For user space only, but for Maglev's hash.
     pub ident: u64,
 }
 const _: () = assert!(size_of::<Service>() == 80);
+
+/// What a range in `ACCESS` is of, and where it begins.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Number of the list.
+    pub list: u32,
+    /// The address in four words as on the wire; IPv4 as `::ffff:a.b.c.d`.
+    pub addr: [u32; 4],
+}
+const _: () = assert!(size_of::<Client>() == 20);
+
+impl Client {
+    /// Bits of all fields: a single address of a list.
+    pub const BITS: u32 = 160;
+    /// Bits before those of an IPv4 address.
+    pub const BITS_BEFORE_IPV4: u32 = 128;
+    /// Bits before those of an IPv6 address.
+    pub const BITS_BEFORE_IPV6: u32 = 32;
+}
+
+/// Key of `ACCESS` as user space writes it: a range of addresses in one list (`struct
+/// bpf_lpm_trie_key`). The value is 1 when its clients may be served, else 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// So many bits of what follows count.
+    pub bits: u32,
+    /// Where it begins.
+    pub from: Client,
+}
+const _: () = assert!(size_of::<Range>() == 24);
 
 /// Idle timeouts in jiffies.
 #[repr(C)]

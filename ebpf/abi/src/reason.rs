@@ -62,6 +62,8 @@ reasons! {
     UnknownNode = 14, "unknown_node";
     /// Sent to another task because the first choice was draining or gone. Not a loss.
     SecondChance = 15, "second_chance";
+    /// The service does not admit the client's address.
+    Denied = 16, "denied";
 }
 
 /// Cells of the drop counter map.

@@ -10,7 +10,7 @@ use aya::{
     maps::{Map, MapData},
 };
 use weir_abi::{
-    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, Reverse, Service,
+    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, Range, Reverse, Service,
     SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
 };
 
@@ -27,6 +27,7 @@ pub(crate) struct Maps {
     pub(crate) config: Mapped<Config>,
     pub(crate) ports: Mapped<PortCell>,
     pub(crate) records: Mapped<Service>,
+    pub(crate) access: Table<Range, u32>,
     pub(crate) picks: Mapped<u32>,
     pub(crate) backends: Mapped<Backend>,
     pub(crate) nodes: Mapped<Node>,
@@ -55,6 +56,7 @@ impl Maps {
             config: mapped(object, "CONFIG")?,
             ports: mapped(object, "PORTS")?,
             records: mapped(object, "RECORDS")?,
+            access: table(object, "ACCESS")?,
             picks: mapped(object, "PICKS")?,
             backends: mapped(object, "BACKENDS")?,
             nodes: mapped(object, "NODES")?,
@@ -108,9 +110,11 @@ fn duplicate(data: &MapData) -> io::Result<OwnedFd> {
 
 fn data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => {
-            Some(data)
-        }
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data) => Some(data),
         _ => None,
     }
 }

@@ -8,11 +8,11 @@ use std::{
 
 use weir_abi::{self as abi, Ip4, Ip6, backend_state, balance, service_flag, via};
 use weir_mesh::{
-    Balance, Ident, PublishedPort, TargetPort, Timeouts,
+    Balance, Ident, PublishedPort, Subnet, TargetPort, Timeouts,
     ident::Tag,
     install::{
-        BackendGeneration, BackendRecord, BackendState, NodeIndex, NodeRecord, Region, ServiceId,
-        ServiceRecord, Via,
+        BackendGeneration, BackendRecord, BackendState, ListId, NodeIndex, NodeRecord, Region,
+        ServiceId, ServiceRecord, Via,
     },
 };
 
@@ -135,6 +135,7 @@ pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Servi
             Balance::RoundRobin => balance::ROUND_ROBIN,
             Balance::Random => balance::RANDOM,
             Balance::Maglev => balance::MAGLEV,
+            Balance::Source => balance::SOURCE,
         },
         flags: flag(record.host_mode, service_flag::HOST_MODE)
             | flag(record.withheld, service_flag::WITHHELD),
@@ -149,7 +150,7 @@ pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Servi
         local4: region_to_abi(record.local4),
         local6: region_to_abi(record.local6),
         drain_millis: u32::try_from(timeouts.drain.as_millis()).unwrap_or(u32::MAX),
-        pad: 0,
+        list: record.list.map_or(0, |list| list.0),
         ident: record.ident.0,
     }
 }
@@ -162,12 +163,14 @@ pub(crate) fn service_from_abi(service: &abi::Service, clock: Clock) -> Option<S
         service: ServiceId(service.id),
         balance: match service.balance {
             balance::MAGLEV => Balance::Maglev,
+            balance::SOURCE => Balance::Source,
             balance::RANDOM => Balance::Random,
             _ => Balance::RoundRobin,
         },
         host_mode: service.flags & service_flag::HOST_MODE != 0,
         withheld: service.flags & service_flag::WITHHELD != 0,
         target: TargetPort(target),
+        list: (service.list != 0).then_some(ListId(service.list)),
         pick4: region_from_abi(service.pick4),
         pick6: region_from_abi(service.pick6),
         local4: region_from_abi(service.local4),
@@ -182,6 +185,29 @@ pub(crate) fn service_from_abi(service: &abi::Service, clock: Clock) -> Option<S
             drain: Duration::from_millis(service.drain_millis.into()),
         },
     })
+}
+
+/// A range of clients in a list.
+pub(crate) fn range_to_abi(list: ListId, subnet: Subnet) -> abi::Range {
+    let before = match subnet.address() {
+        IpAddr::V4(_) => abi::Client::BITS_BEFORE_IPV4,
+        IpAddr::V6(_) => abi::Client::BITS_BEFORE_IPV6,
+    };
+    let addr = wide(subnet.address()).words();
+    let bits = before + u32::from(subnet.prefix_len());
+    abi::Range { bits, from: abi::Client { list: list.0, addr } }
+}
+
+/// The inverse of [`range_to_abi`].
+pub(crate) fn range_from_abi(range: &abi::Range) -> Option<(ListId, Subnet)> {
+    let address = narrow(Ip6::from_words(range.from.addr));
+    // All that begins as mapped IPv4 addresses do is IPv4; `::/0` does not.
+    let before = match address {
+        IpAddr::V4(_) => abi::Client::BITS_BEFORE_IPV4,
+        IpAddr::V6(_) => abi::Client::BITS_BEFORE_IPV6,
+    };
+    let len = u8::try_from(range.bits.checked_sub(before)?).ok()?;
+    Some((ListId(range.from.list), Subnet::new(address, len)?))
 }
 
 fn region_to_abi(region: Region) -> abi::Region {
@@ -219,6 +245,7 @@ mod tests {
             host_mode: true,
             withheld: true,
             target: TargetPort::new(80).unwrap(),
+            list: Some(ListId(9)),
             pick4: Region { offset: 5, len: 9 },
             pick6: Region { offset: 20, len: 1 },
             local4: Region::default(),
@@ -250,6 +277,15 @@ mod tests {
                 ipv6: None,
             };
             assert_eq!(backend_from_abi(&backend_to_abi(&record)), Some(record));
+        }
+    }
+
+    #[test]
+    fn a_range_survives_the_way_to_the_kernel_and_back() {
+        for text in ["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3/32", "::/0", "fd00::/8", "::1/128"] {
+            let subnet = text.parse().unwrap();
+            let range = range_to_abi(ListId(7), subnet);
+            assert_eq!(range_from_abi(&range), Some((ListId(7), subnet)), "{text}");
         }
     }
 

@@ -47,6 +47,7 @@ impl Store {
             records: self.maps.records.len(),
             nodes: self.maps.nodes.len(),
             services: weir_abi::size::SERVICES,
+            ranges: self.maps.access.capacity(),
         }
     }
 
@@ -80,6 +81,13 @@ impl Store {
             let frontend = frontend_at(cell).filter(|_| record != 0);
             ports.extend(frontend.map(|frontend| (frontend, Slot(record))));
         })?;
+        let what = || "list who may be a client".to_owned();
+        for range in self.maps.access.keys().tried(what)? {
+            let may = self.maps.access.get(&range).tried(what)?;
+            if let Some(((list, subnet), may)) = records::range_from_abi(&range).zip(may) {
+                installed.lists.entry(list).or_default().insert(subnet, may != 0);
+            }
+        }
         let what = || "list the tags in the kernel".to_owned();
         for key in self.maps.tags.keys().tried(what)? {
             if let Some(index) = self.maps.tags.get(&key).tried(what)? {
@@ -130,6 +138,19 @@ impl Store {
                 }
             }
             MapOp::FreeRegion { .. } => {}
+            MapOp::WriteList(list, rules) => {
+                let what = || format!("write list {}", list.0);
+                for (subnet, may) in rules {
+                    let range = records::range_to_abi(*list, *subnet);
+                    maps.access.set(&range, &u32::from(*may)).tried(what)?;
+                }
+            }
+            MapOp::RemoveList(list, rules) => {
+                let what = || format!("remove list {}", list.0);
+                for subnet in rules.keys() {
+                    maps.access.remove(&records::range_to_abi(*list, *subnet)).tried(what)?;
+                }
+            }
             MapOp::SetRecord(slot, record) => {
                 maps.records.set(slot.0, records::service_to_abi(record, self.clock))?;
             }

@@ -1,15 +1,18 @@
 //! Flows: which task a packet belongs to, and the memory of it.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    maps::lpm_trie::Key,
+};
 use weir_abi::{
-    Backend, Config, Counters, DropReason, FlowKey, Forward, PortCell, Region, Reverse, Service,
-    Timeouts, backend_state, balance, flow_flag, port_cell, service_flag, via,
+    Backend, Client, Config, Counters, DropReason, FlowKey, Forward, Ip6, PortCell, Region,
+    Reverse, Service, Timeouts, backend_state, balance, flow_flag, port_cell, service_flag, via,
 };
 
 use crate::{
     family::Family,
     hash,
-    maps::{BACKEND_STATS, BACKENDS, CONFIG, FRONTEND_STATS, PICKS, PORTS, RECORDS, TURNS},
+    maps::{ACCESS, BACKEND_STATS, BACKENDS, CONFIG, FRONTEND_STATS, PICKS, PORTS, RECORDS, TURNS},
     packet::{Packet, tcp_flag},
     skb::{Skb, now, random},
 };
@@ -155,6 +158,16 @@ pub fn flags_from_task<A>(old: u8, packet: &Packet<A>) -> u8 {
     flags
 }
 
+/// Whether a service admits a client. A list that is not there admits nobody.
+#[inline(always)]
+pub fn admits(service: &Service, client: Ip6) -> bool {
+    if service.list == 0 {
+        return true;
+    }
+    let client = Client { list: service.list, addr: client.words() };
+    ACCESS.get(Key::new(Client::BITS, client)) == Some(&1)
+}
+
 /// Chooses a task for a new flow from a region of the pick table.
 #[inline(always)]
 pub fn pick<F: Family>(
@@ -172,6 +185,7 @@ pub fn pick<F: Family>(
             let client = F::word(client) ^ (u64::from(u16::from_be_bytes(port)) << 48);
             hash::reduce(hash::mix(client, service.ident), region.len)
         }
+        balance::SOURCE => hash::reduce(hash::mix(F::word(client), service.ident), region.len),
         balance::RANDOM => hash::reduce(u64::from(random()) << 32, region.len),
         _ => turn(service.id) % region.len,
     };

@@ -13,7 +13,7 @@ use crate::{
     skb::{Skb, now},
 };
 use aya_ebpf::bindings::BPF_ANY;
-use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, flow_flag, via};
+use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow_flag, via};
 
 /// Decides about a packet on an uplink, which may be for a published port of this node.
 #[inline(always)]
@@ -89,10 +89,16 @@ fn begin<F: Answer>(
         // that the host itself opened from it.
         return Fate::pass(packet);
     }
+    // A container counts as this node, which is what the task sees of it.
+    let client = if origin.translate { F::source(config) } else { packet.key.src };
+    if !flow::admits(frontend.service, F::wide(client)) {
+        return Fate::drop(packet, DropReason::Denied);
+    }
     let region = F::pick(frontend.service);
     // A segment in mid-flow whose entry was lost: Maglev gives it the task it had; any other way
     // of balancing would guess.
-    let consistent = frontend.service.balance == weir_abi::balance::MAGLEV;
+    let balance = frontend.service.balance;
+    let consistent = balance == balance::MAGLEV || balance == balance::SOURCE;
     let choice = if opens || consistent {
         pick::<F>(frontend.service, region, packet.key.src, packet.key.sport, |_| true)
     } else {

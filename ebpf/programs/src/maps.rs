@@ -3,11 +3,11 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_abi::{
-    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, REASONS, Reverse,
-    Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey, size,
+    Backend, Client, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, REASONS,
+    Reverse, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey, size,
 };
 
 /// Cell 0: what the programs know of the host.
@@ -21,6 +21,10 @@ pub static PORTS: Array<PortCell> = Array::pinned(size::PORTS, BPF_F_MMAPABLE);
 /// Service records.
 #[map]
 pub static RECORDS: Array<Service> = Array::pinned(size::RECORDS, BPF_F_MMAPABLE);
+
+/// Who may be a client: ranges of addresses by list, the longest deciding.
+#[map]
+pub static ACCESS: LpmTrie<Client, u32> = LpmTrie::pinned(size::ACCESS, 0);
 
 /// The pick table: cells name backends, records name runs of cells.
 #[map]

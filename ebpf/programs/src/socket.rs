@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock_addr},
     helpers::generated,
 };
-use weir_abi::{Backend, Config, Ip4, Ip6, SocketKey, SocketPeer, backend_state, via};
+use weir_abi::{Backend, Config, Ip4, Ip6, SocketKey, SocketPeer, backend_state, balance, via};
 
 use crate::{
     family::{Family, V4, V6},
@@ -206,13 +206,21 @@ fn choose(
     let v4 = |backend: &Backend| backend.via != via::TUNNEL || config.source4 != Ip4::NONE;
     let v6 = |backend: &Backend| backend.via != via::TUNNEL || config.source6 != Ip6::NONE;
     let port = (cookie as u16 ^ random() as u16).to_be_bytes();
-    let client = Ip4::from_word(cookie as u32);
     let mapped = asked.addr.unmapped().is_some();
-    if !mapped && let Some(choice) = pick::<V6>(service, service.pick6, V4::wide(client), port, v6)
+    // The processes of a node are one client.
+    let (client, client6) = match service.balance {
+        balance::SOURCE => (config.source4, config.source6),
+        _ => (Ip4::from_word(cookie as u32), Ip4::from_word(cookie as u32).mapped()),
+    };
+    if !mapped
+        && flow::admits(service, config.source6)
+        && let Some(choice) = pick::<V6>(service, service.pick6, client6, port, v6)
     {
         return Some((choice, false));
     }
-    if shape == Shape::V4 || mapped || is_loopback6(asked.addr) {
+    if (shape == Shape::V4 || mapped || is_loopback6(asked.addr))
+        && flow::admits(service, config.source4.mapped())
+    {
         let choice = pick::<V4>(service, service.pick4, client, port, v4)?;
         return Some((choice, true));
     }

@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{Labels, Note};
 use crate::{
+    access::{Access, Subnet, SubnetError},
     health::labels::{self as health, Wrong, duration},
-    service::{Balance, Timeouts},
+    service::{Balance, Locality, Timeouts},
 };
 
 /// What the labels of one service or container ask for; `None` where they say nothing.
@@ -13,8 +14,18 @@ use crate::{
 pub struct Wishes {
     /// `weir.enable`: whether the mesh serves the service.
     pub enable: Option<bool>,
-    /// `weir.balance`.
+    /// `weir.balance`, and `weir.affinity`, which goes before.
     pub balance: Option<Balance>,
+    /// Whether `weir.affinity` asks for [`Balance::Source`].
+    affinity: bool,
+    /// `weir.locality`.
+    pub locality: Option<Locality>,
+    /// `weir.allow`.
+    pub allow: Option<Vec<Subnet>>,
+    /// `weir.deny`.
+    pub deny: Option<Vec<Subnet>>,
+    /// Whether no range of `weir.allow` could be read: then nobody may, since somebody was not to.
+    shut: bool,
     /// `weir.weight`: 0 to 1000.
     pub weight: Option<u16>,
     /// `weir.idle-timeout.tcp`: of established connections.
@@ -29,17 +40,14 @@ const MAX_WEIGHT: u16 = 1000;
 const MAX_IDLE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Labels that are planned for, and that nothing heeds today.
-const NOT_YET: &[&str] = &[
+const NOT_YET: &[&str] = &["weir.proxy-protocol", "weir.return"];
+const HEEDED: &[&str] = &[
+    "weir.enable",
+    "weir.balance",
     "weir.affinity",
     "weir.locality",
     "weir.allow",
     "weir.deny",
-    "weir.proxy-protocol",
-    "weir.return",
-];
-const HEEDED: &[&str] = &[
-    "weir.enable",
-    "weir.balance",
     "weir.weight",
     "weir.idle-timeout.tcp",
     "weir.idle-timeout.udp",
@@ -50,6 +58,7 @@ impl Wishes {
     /// there, and is noted.
     pub fn read(labels: &Labels, about: &str, notes: &mut BTreeSet<Note>) -> Self {
         let mut wishes = Self::default();
+        // In the order of their names, so that affinity is read before balance.
         for (name, value) in labels {
             if let Err((problem, remedy)) = wishes.take(name, value) {
                 notes.insert(Note {
@@ -68,12 +77,29 @@ impl Wishes {
     pub fn or(self, other: Self) -> Self {
         Self {
             enable: self.enable.or(other.enable),
-            balance: self.balance.or(other.balance),
+            // Whoever wants affinity wants it whatever else is wanted.
+            balance: match other.affinity && !self.affinity {
+                true => other.balance,
+                false => self.balance.or(other.balance),
+            },
+            affinity: self.affinity || other.affinity,
+            locality: self.locality.or(other.locality),
+            allow: self.allow.or(other.allow),
+            deny: self.deny.or(other.deny),
+            shut: self.shut || other.shut,
             weight: self.weight.or(other.weight),
             idle_tcp: self.idle_tcp.or(other.idle_tcp),
             idle_udp: self.idle_udp.or(other.idle_udp),
             health: self.health.or(other.health),
         }
+    }
+
+    /// Who may be a client.
+    pub fn access(&self) -> Access {
+        let ranges = |wish: &Option<Vec<Subnet>>| wish.clone().unwrap_or_default();
+        let mut deny = ranges(&self.deny);
+        deny.extend(Subnet::everything().into_iter().filter(|_| self.shut));
+        Access { allow: ranges(&self.allow), deny }
     }
 
     /// The timeouts with these wishes in place.
@@ -91,7 +117,32 @@ impl Wishes {
         }
         match name {
             "weir.enable" => self.enable = Some(switch(value)?),
-            "weir.balance" => self.balance = Some(balance(value)?),
+            "weir.affinity" => {
+                affinity(value)?;
+                (self.affinity, self.balance) = (true, Some(Balance::Source));
+            }
+            "weir.balance" => {
+                let balance = balance(value)?;
+                if self.affinity && !balance.is_hashed() {
+                    return Err(wrong(
+                        "contradicts weir.affinity, which is kept",
+                        "leave one of them out",
+                    ));
+                }
+                self.balance = self.balance.or(Some(balance));
+            }
+            "weir.locality" => self.locality = Some(locality(value)?),
+            "weir.allow" => {
+                let (ranges, wrong) = subnets(value);
+                self.shut = ranges.is_empty();
+                self.allow = Some(ranges);
+                wrong?;
+            }
+            "weir.deny" => {
+                let (ranges, wrong) = subnets(value);
+                self.deny = Some(ranges);
+                wrong?;
+            }
             "weir.weight" => self.weight = Some(weight(value)?),
             "weir.idle-timeout.tcp" => self.idle_tcp = Some(idle(value)?),
             "weir.idle-timeout.udp" => self.idle_udp = Some(idle(value)?),
@@ -124,13 +175,51 @@ fn switch(value: &str) -> Result<bool, Wrong> {
 }
 
 fn balance(value: &str) -> Result<Balance, Wrong> {
-    let all = [Balance::RoundRobin, Balance::Random, Balance::Maglev];
-    match all.into_iter().find(|balance| balance.as_str() == value) {
+    const CHOICES: &str = "write round-robin, random, maglev or source";
+    match Balance::ALL.into_iter().find(|balance| balance.as_str() == value) {
         Some(balance) => Ok(balance),
-        None if value == "least-connections" => {
-            Err(wrong("not supported yet", "write round-robin, random or maglev"))
+        None if value == "least-connections" => Err(wrong("not supported yet", CHOICES)),
+        None => Err(wrong("no such choice", CHOICES)),
+    }
+}
+
+fn affinity(value: &str) -> Result<(), Wrong> {
+    match value {
+        "client-ip" => Ok(()),
+        _ if value.starts_with("client-ip:") => Err(wrong(
+            "affinity has no time: a client keeps its task for as long as there are the same tasks",
+            "write client-ip",
+        )),
+        _ => Err(wrong("no such affinity", "write client-ip")),
+    }
+}
+
+fn locality(value: &str) -> Result<Locality, Wrong> {
+    let found = Locality::ALL.into_iter().find(|locality| locality.as_str() == value);
+    found.ok_or_else(|| wrong("no such choice", "write cluster, prefer-local or local"))
+}
+
+/// The ranges that can be read, and the first that cannot: a list with a mistake still keeps out whom
+/// the rest of it keeps out.
+fn subnets(value: &str) -> (Vec<Subnet>, Result<(), Wrong>) {
+    let (mut ranges, mut wrongs) = (Vec::new(), Ok(()));
+    for text in value.split(',').map(str::trim) {
+        match text.parse() {
+            Ok(range) => ranges.push(range),
+            Err(error) if wrongs.is_ok() => {
+                let remedy = "write ranges such as 10.0.0.0/8,fd00::/8; the others hold";
+                wrongs = Err(wrong(&format!("{text:?} {}", says(error)), remedy));
+            }
+            Err(_) => {}
         }
-        None => Err(wrong("no such choice", "write round-robin, random or maglev")),
+    }
+    (ranges, wrongs)
+}
+
+fn says(error: SubnetError) -> String {
+    match error {
+        SubnetError::Malformed => "is no range of addresses".to_owned(),
+        SubnetError::Loose(_) => error.to_string(),
     }
 }
 
@@ -176,6 +265,7 @@ mod tests {
             idle_tcp: Some(Duration::from_secs(3 * 3600)),
             idle_udp: Some(Duration::from_millis(500)),
             health,
+            ..Wishes::default()
         };
         assert_eq!(wishes, expected);
     }
@@ -194,7 +284,7 @@ mod tests {
         assert_eq!(
             notes,
             [
-                "service web: weir.balance = fair: no such choice; write round-robin, random or maglev",
+                "service web: weir.balance = fair: no such choice; write round-robin, random, maglev or source",
                 "service web: weir.enable = no: neither true nor false; write true or false",
                 "service web: weir.health = ping: no such check; write tcp, http: and a path such as http:/healthz, or off",
                 "service web: weir.idle-timeout.tcp = 0s: not a time; write one such as 30s, 5m or 2h, at most 720h",
@@ -206,15 +296,55 @@ mod tests {
     #[test]
     fn what_is_not_heeded_is_never_ignored_silently() {
         let (wishes, notes) = read(&[
-            ("weir.affinity", "client-ip:10m"),
-            ("weir.locality.zone", "1s"),
             ("weir.balance", "least-connections"),
+            ("weir.proxy-protocol", "v2"),
+            ("weir.return.path", "direct"),
             ("weir.wieght", "3"),
         ]);
         assert_eq!(wishes, Wishes::default());
-        assert!(notes[0].contains("weir.affinity = client-ip:10m: not supported yet"), "{notes:?}");
-        assert!(notes[1].contains("least-connections: not supported yet"), "{notes:?}");
-        assert!(notes[2].contains("weir.locality.zone = 1s: not supported yet"), "{notes:?}");
+        assert!(notes[0].contains("least-connections: not supported yet"), "{notes:?}");
+        assert!(notes[1].contains("weir.proxy-protocol = v2: not supported yet"), "{notes:?}");
+        assert!(notes[2].contains("weir.return.path = direct: not supported yet"), "{notes:?}");
         assert!(notes[3].contains("weir.wieght = 3: unknown label; write one of weir.enable,"));
+    }
+
+    #[test]
+    fn affinity_is_balance_by_the_clients_address() {
+        let (wishes, notes) = read(&[("weir.affinity", "client-ip"), ("weir.balance", "maglev")]);
+        assert_eq!((wishes.balance, notes.len()), (Some(Balance::Source), 0));
+        let (wishes, notes) = read(&[("weir.affinity", "client-ip"), ("weir.balance", "random")]);
+        assert_eq!(wishes.balance, Some(Balance::Source));
+        assert!(notes[0].contains("weir.balance = random: contradicts weir.affinity"), "{notes:?}");
+        let (_, notes) = read(&[("weir.affinity", "client-ip:10m")]);
+        assert!(notes[0].contains("affinity has no time"), "{notes:?}");
+        let of_service = read(&[("weir.balance", "random")]).0;
+        assert_eq!(of_service.or(wishes).balance, Some(Balance::Source));
+    }
+
+    #[test]
+    fn who_may_be_a_client_and_whose_tasks_they_get_is_read() {
+        let (wishes, notes) = read(&[
+            ("weir.allow", "10.0.0.0/8, fd00::/8"),
+            ("weir.deny", "10.9.9.9"),
+            ("weir.locality", "prefer-local"),
+        ]);
+        assert_eq!(notes, [] as [&str; 0]);
+        let subnet = |text: &str| text.parse::<Subnet>().unwrap();
+        assert_eq!(wishes.allow, Some(vec![subnet("10.0.0.0/8"), subnet("fd00::/8")]));
+        assert_eq!(wishes.deny, Some(vec![subnet("10.9.9.9/32")]));
+        assert_eq!(wishes.locality, Some(Locality::PreferLocal));
+        let (wishes, notes) = read(&[
+            ("weir.allow", "10.0.0.0/8,10.1.2.3/8"),
+            ("weir.deny", "here"),
+            ("weir.locality", "zone"),
+        ]);
+        assert_eq!(wishes.access().allow, [subnet("10.0.0.0/8")], "the right ones hold");
+        assert_eq!(wishes.locality, None);
+        let bits = "\"10.1.2.3/8\" has bits beyond its length: write 10.0.0.0/8";
+        assert!(notes[0].contains(bits), "{notes:?}");
+        assert!(notes[1].contains("\"here\" is no range of addresses"), "{notes:?}");
+        let rules = read(&[("weir.allow", "office")]).0.access().rules();
+        assert!(rules.values().all(|may| !may), "who names clients does not mean everybody");
+        assert!(notes[2].contains("write cluster, prefer-local or local"), "{notes:?}");
     }
 }

@@ -136,8 +136,11 @@ impl Draft<'_> {
             self.tasks.iter().zip(&of_tasks).map(|(task, own)| task.task(weight(own))).collect();
         let ports = publish::ports(self, name, notes);
         let health = health::of(self, name, &wishes.health, &ports, notes);
+        let access = wishes.access();
         let service = |name: ServiceName, ports, tasks| Service {
             balance: wishes.balance.unwrap_or_default(),
+            locality: wishes.locality.unwrap_or_default(),
+            access: access.clone(),
             ports: if served { ports } else { Vec::new() },
             tasks,
             timeouts: wishes.timeouts(words.timeouts),

@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Labels, NetworkId, ServiceId, TaskId};
-use crate::service::{Protocol, PublishedPort, ServiceName, TargetPort, TaskName};
+use crate::{
+    health::Verdict,
+    service::{Protocol, PublishedPort, ServiceName, TargetPort, TaskName},
+};
 
 /// What one node says about itself and its own tasks. Always whole: what is not in it is not there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +53,9 @@ pub struct ReportedTask {
     pub networks: BTreeMap<NetworkId, Vec<IpAddr>>,
     /// Its ports in host mode, with the numbers that Docker bound.
     pub ports: Vec<BoundPort>,
+    /// What its node has found out about it, where that is bad.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
 }
 
 /// Where a task stands in its life.

@@ -64,6 +64,7 @@ impl<'a> Placed<'a> {
             weight,
             state: self.state,
             networks: self.said.networks.clone(),
+            verdict: self.said.verdict.clone(),
         }
     }
 

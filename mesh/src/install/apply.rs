@@ -82,6 +82,8 @@ impl Installed {
                 self.regions.insert(*offset, cells.clone());
             }
             MapOp::FreeRegion { offset } => drop(self.regions.remove(offset)),
+            MapOp::WriteList(list, rules) => drop(self.lists.insert(*list, rules.clone())),
+            MapOp::RemoveList(list, _) => drop(self.lists.remove(list)),
             MapOp::SetRecord(slot, record) => drop(self.records.insert(*slot, *record)),
             MapOp::RemoveRecord(slot) => drop(self.records.remove(slot)),
             MapOp::Publish(frontend, slot) => drop(self.ports.insert(*frontend, *slot)),
@@ -101,6 +103,15 @@ impl Installed {
             MapOp::RemoveBackend(index) => self.check_remove_backend(*index),
             MapOp::WriteRegion { offset, cells } => self.check_write_region(*offset, cells),
             MapOp::FreeRegion { offset } => self.check_free_region(*offset),
+            MapOp::WriteList(list, _) => {
+                not_reserved("list", list.0)?;
+                free("list", list.0, !self.lists.contains_key(list))
+            }
+            MapOp::RemoveList(list, _) => {
+                present("list", list.0, self.lists.get(list))?;
+                let used = self.records.values().any(|record| record.list == Some(*list));
+                free("list", list.0, !used)
+            }
             MapOp::SetRecord(slot, record) => self.check_set_record(*slot, record),
             MapOp::RemoveRecord(slot) => self.check_remove_record(*slot),
             MapOp::Publish(_, slot) => present("record", slot.0, self.records.get(slot)).map(drop),
@@ -170,6 +181,9 @@ impl Installed {
         not_reserved("record", slot.0)?;
         not_reserved("service", record.service.0)?;
         free("record", slot.0, !self.records.contains_key(&slot))?;
+        if let Some(list) = record.list {
+            present("list", list.0, self.lists.get(&list))?;
+        }
         for region in record.regions() {
             let cells = self.regions.get(&region.offset).filter(|it| it.len() as u32 == region.len);
             for cell in present("region", region.offset, cells)? {

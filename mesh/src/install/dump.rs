@@ -29,6 +29,13 @@ impl Installed {
         for (slot, record) in &self.records {
             writeln!(out, "RECORD {} {record}", slot.0)?;
         }
+        for (list, rules) in &self.lists {
+            write!(out, "LIST {}", list.0)?;
+            for (subnet, may) in rules {
+                write!(out, " {}{subnet}", if *may { "+" } else { "-" })?;
+            }
+            writeln!(out)?;
+        }
         for (offset, cells) in &self.regions {
             writeln!(out, "REGION {offset}+{}{}", cells.len(), Cells(cells))?;
         }
@@ -76,6 +83,9 @@ impl Display for ServiceRecord {
         )?;
         if self.withheld {
             f.write_str(" withheld")?;
+        }
+        if let Some(list) = self.list {
+            write!(f, " list={}", list.0)?;
         }
         write!(f, " timeouts={} ident={}", Brief(&self.timeouts), self.ident)
     }

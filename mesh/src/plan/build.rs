@@ -12,10 +12,10 @@ use crate::{
     balance::{cell_cap, interleave, maglev, maglev::table_size},
     ident::{Ident, Tag},
     install::{
-        BackendGeneration, BackendIndex, BackendRecord, Frontend, MapOp, Region, ServiceId,
-        ServiceRecord, Slot,
+        BackendGeneration, BackendIndex, BackendRecord, Frontend, ListId, MapOp, Region, Rules,
+        ServiceId, ServiceRecord, Slot,
     },
-    service::{Balance, Port, PublishMode, Service, ServiceName},
+    service::{Locality, Port, PublishMode, Service, ServiceName},
 };
 
 /// What would be written for a service, with places for all of it.
@@ -27,6 +27,8 @@ struct Build {
     backends: Vec<(BackendIndex, BackendRecord)>,
     /// Regions that are not written yet.
     regions: Vec<(Region, Vec<BackendIndex>)>,
+    /// A list that is not written yet.
+    list: Option<(ListId, Rules)>,
     /// Records that are not written yet, and the ports that will point at them.
     records: Vec<(Frontend, Slot, ServiceRecord)>,
 }
@@ -91,8 +93,9 @@ impl<'a> Run<'a> {
             build.backends.push(backend);
         }
         let regions = self.place_regions(id, wanted, build)?;
+        let list = self.place_list(id, wanted, build)?;
         for port in &wanted.ports {
-            self.place_record(id, wanted, port, &regions, build)?;
+            self.place_record(id, wanted, port, (&regions, list), build)?;
         }
         Ok(())
     }
@@ -122,26 +125,52 @@ impl<'a> Run<'a> {
     ) -> Result<Regions, Resource> {
         let has = |mode| wanted.ports.iter().any(|port| port.mode == mode);
         let (ingress, host) = (has(PublishMode::Ingress), has(PublishMode::Host));
-        let hashed = wanted.service.balance == Balance::Maglev;
-        let mut place = |of_use: bool, local: bool, hashed: bool, family: Family| {
+        let hashed = wanted.service.balance.is_hashed();
+        let mut place = |of_use: bool, whose: Locality, hashed: bool, family: Family| {
             let cells = if of_use {
-                cells(wanted, &build.backends, local, hashed, family)
+                cells(wanted, &build.backends, whose, hashed, family)
             } else {
                 Vec::new()
             };
             self.place_region(id, cells, &mut build.regions, &mut build.taken)
         };
-        let mut both = |of_use, local, hashed| {
+        let mut both = |of_use, whose, hashed| {
             Ok([
-                place(of_use, local, hashed, Family::V4)?,
-                place(of_use, local, hashed, Family::V6)?,
+                place(of_use, whose, hashed, Family::V4)?,
+                place(of_use, whose, hashed, Family::V6)?,
             ])
         };
         Ok(Regions {
-            pick: both(ingress, false, hashed)?,
-            local: both(ingress || host, true, false)?,
-            host: both(host, true, hashed)?,
+            pick: both(ingress, wanted.service.locality, hashed)?,
+            local: both(ingress || host, Locality::Local, false)?,
+            host: both(host, Locality::Local, hashed)?,
         })
+    }
+
+    /// The list of who may be a client: one that the service has, or a new one.
+    fn place_list(
+        &mut self,
+        id: ServiceId,
+        wanted: &Wanted<'a>,
+        build: &mut Build,
+    ) -> Result<Option<ListId>, Resource> {
+        if wanted.service.access.is_open() || wanted.ports.is_empty() {
+            return Ok(None);
+        }
+        let rules = wanted.service.access.rules();
+        let installed = &self.planner.draft.installed.lists;
+        let known = self.planner.draft.lists_of(id);
+        if let Some(list) = known.into_iter().find(|list| installed.get(list) == Some(&rules)) {
+            return Ok(Some(list));
+        }
+        let taken: usize = installed.values().map(Rules::len).sum();
+        if taken + rules.len() > self.planner.stock.limits().ranges as usize {
+            return Err(Resource::Ranges);
+        }
+        let list = self.planner.stock.take_list(self.now)?;
+        build.taken.push(Freed::List(list));
+        build.list = Some((list, rules));
+        Ok(Some(list))
     }
 
     /// A region with this content: one that the service has, or a new one.
@@ -174,7 +203,7 @@ impl<'a> Run<'a> {
         id: ServiceId,
         wanted: &Wanted<'a>,
         port: &Port,
-        regions: &Regions,
+        (regions, list): (&Regions, Option<ListId>),
         build: &mut Build,
     ) -> Result<(), Resource> {
         let host_mode = port.mode == PublishMode::Host;
@@ -187,6 +216,7 @@ impl<'a> Run<'a> {
             host_mode,
             withheld: wanted.withheld.contains(&Frontend::of(port)),
             target: port.target,
+            list,
             pick4,
             pick6,
             local4,
@@ -213,6 +243,9 @@ impl<'a> Run<'a> {
         }
         for (Region { offset, .. }, cells) in build.regions {
             self.emit(MapOp::WriteRegion { offset, cells });
+        }
+        if let Some((list, rules)) = build.list {
+            self.emit(MapOp::WriteList(list, rules));
         }
         // All new records first: they may keep a region that the old ones had.
         for (_, slot, record) in &build.records {
@@ -281,17 +314,23 @@ impl<'a> Run<'a> {
 fn cells(
     wanted: &Wanted<'_>,
     backends: &[(BackendIndex, BackendRecord)],
-    local: bool,
+    whose: Locality,
     hashed: bool,
     family: Family,
 ) -> Vec<BackendIndex> {
-    let is_in = |member: &Member| {
+    let serves = |member: &Member| {
         let has_address = match family {
             Family::V4 => member.ipv4.is_some(),
             Family::V6 => member.ipv6.is_some(),
         };
-        member.is_picked() && has_address && (member.local || !local)
+        member.is_picked() && has_address
     };
+    let own_only = match whose {
+        Locality::Cluster => false,
+        Locality::PreferLocal => wanted.members.iter().any(|it| it.local && serves(it)),
+        Locality::Local => true,
+    };
+    let is_in = |member: &Member| serves(member) && (member.local || !own_only);
     let members = wanted.members.iter().zip(backends).filter(|(member, _)| is_in(member));
     let (weights, indexes): (Vec<(Ident, u16)>, Vec<BackendIndex>) =
         members.map(|(member, (index, _))| ((member.ident, member.weight), *index)).unzip();

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     ident::{Ident, Tag},
     install::{
-        BackendIndex, BackendRecord, BackendState, Frontend, Installed, MapOp, NodeIndex, Region,
-        ServiceId, ServiceRecord, Slot, Via,
+        BackendIndex, BackendRecord, BackendState, Frontend, Installed, ListId, MapOp, NodeIndex,
+        Region, ServiceId, ServiceRecord, Slot, Via,
     },
 };
 
@@ -41,6 +41,8 @@ pub(super) struct Draft {
     record_users: BTreeMap<Slot, u32>,
     /// How many times records point at a region, by its offset.
     region_users: BTreeMap<u32, u32>,
+    /// How many records point at a list.
+    list_users: BTreeMap<ListId, u32>,
     /// How many backends are behind a node.
     node_users: BTreeMap<NodeIndex, u32>,
 }
@@ -89,6 +91,8 @@ impl Draft {
             MapOp::Withdraw(frontend) => self.forget_port(*frontend),
             MapOp::WriteRegion { .. }
             | MapOp::FreeRegion { .. }
+            | MapOp::WriteList(..)
+            | MapOp::RemoveList(..)
             | MapOp::SetTag(..)
             | MapOp::RemoveTag(..) => {}
         }
@@ -161,6 +165,17 @@ impl Draft {
         self.region_users.contains_key(&offset)
     }
 
+    /// Whether a record points at a list.
+    pub(super) fn is_list_used(&self, list: ListId) -> bool {
+        self.list_users.contains_key(&list)
+    }
+
+    /// The lists that the published records of a service point at.
+    pub(super) fn lists_of(&self, service: ServiceId) -> BTreeSet<ListId> {
+        let ports = self.holds.get(&service).into_iter().flat_map(|hold| &hold.ports);
+        ports.filter_map(|port| self.record_of(*port)?.list).collect()
+    }
+
     /// The record that a port points at.
     pub(super) fn record_of(&self, frontend: Frontend) -> Option<&ServiceRecord> {
         self.installed.records.get(self.installed.ports.get(&frontend)?)
@@ -225,6 +240,9 @@ impl Draft {
         hold.ident = Some(record.ident);
         hold.records += 1;
         self.ids.insert((record.ident, record.service));
+        if let Some(list) = record.list {
+            *self.list_users.entry(list).or_default() += 1;
+        }
         for region in record.regions() {
             *self.region_users.entry(region.offset).or_default() += 1;
         }
@@ -232,6 +250,9 @@ impl Draft {
 
     fn forget_record(&mut self, slot: Slot) {
         let Some(record) = self.installed.records.get(&slot).copied() else { return };
+        if let Some(list) = record.list {
+            decrement(&mut self.list_users, list);
+        }
         for region in record.regions() {
             decrement(&mut self.region_users, region.offset);
         }

@@ -8,8 +8,8 @@ use super::{
 use crate::{
     ident::{Ident, Tag},
     install::{
-        BackendIndex, BackendRecord, BackendState, MapOp, NodeIndex, NodeRecord, Region, ServiceId,
-        Slot,
+        BackendIndex, BackendRecord, BackendState, ListId, MapOp, NodeIndex, NodeRecord, Region,
+        ServiceId, Slot,
     },
     service::{Node, NodeName, ServiceName},
     snapshot::MeshSnapshot,
@@ -107,11 +107,23 @@ impl<'a> Run<'a> {
         self.emit(MapOp::RemoveRecord(slot));
         self.planner.freed.push(Freed::Slot(slot));
         self.note_if_gone(record.service);
+        record.list.into_iter().for_each(|list| self.drop_list(list));
         for region in record.regions().collect::<BTreeSet<_>>() {
             if !self.planner.draft.is_region_used(region.offset) {
                 self.emit(MapOp::FreeRegion { offset: region.offset });
                 self.planner.freed.push(Freed::Region(region));
             }
+        }
+    }
+
+    /// Removes a list that no record points at any more.
+    fn drop_list(&mut self, list: ListId) {
+        if self.planner.draft.is_list_used(list) {
+            return;
+        }
+        if let Some(rules) = self.planner.draft.installed.lists.get(&list).cloned() {
+            self.emit(MapOp::RemoveList(list, rules));
+            self.planner.freed.push(Freed::List(list));
         }
     }
 
@@ -148,6 +160,8 @@ impl<'a> Run<'a> {
             self.emit(MapOp::FreeRegion { offset: region.offset });
             self.planner.freed.push(Freed::Region(region));
         }
+        let lists: Vec<ListId> = self.planner.draft.installed.lists.keys().copied().collect();
+        lists.into_iter().for_each(|list| self.drop_list(list));
         self.sweep_tags();
     }
 

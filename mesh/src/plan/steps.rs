@@ -48,14 +48,14 @@ fn phase(op: &MapOp) -> usize {
     match op {
         MapOp::SetNode(..) => 0,
         MapOp::SetBackend(..) => 1,
-        MapOp::WriteRegion { .. } => 2,
+        MapOp::WriteRegion { .. } | MapOp::WriteList(..) => 2,
         MapOp::SetRecord(..) => 3,
         MapOp::SetTag(..) => 4,
         MapOp::Publish(..) => 5,
         // 6: backends that take fewer flows than before.
         MapOp::Withdraw(_) => 7,
         MapOp::RemoveRecord(_) => 8,
-        MapOp::FreeRegion { .. } => 9,
+        MapOp::FreeRegion { .. } | MapOp::RemoveList(..) => 9,
         MapOp::RemoveTag(..) => REMOVE_TAG,
         MapOp::RemoveBackend(_) => 11,
         MapOp::RemoveNode(_) => 12,

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{Limits, Moment, Resource, extents::Extents, pool::Pool};
-use crate::install::{BackendIndex, Installed, NodeIndex, Region, ServiceId, ServiceRecord, Slot};
+use crate::install::{
+    BackendIndex, Installed, ListId, NodeIndex, Region, ServiceId, ServiceRecord, Slot,
+};
 
 /// A place that a plan freed.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +15,7 @@ pub(super) enum Freed {
     Node(NodeIndex),
     Service(ServiceId),
     Region(Region),
+    List(ListId),
 }
 
 /// The free places.
@@ -23,6 +26,7 @@ pub(super) struct Stock {
     slots: Pool,
     nodes: Pool,
     services: Pool,
+    lists: Pool,
     cells: Extents,
 }
 
@@ -35,6 +39,7 @@ impl Stock {
         let of_records = installed.records.values().map(|record| record.service.0);
         let of_backends = installed.backends.values().map(|backend| backend.service.0);
         let services = of_records.chain(of_backends).collect();
+        let lists = installed.lists.keys().map(|list| list.0).collect();
         let mut stock = Self {
             limits,
             backends: Pool::new(limits.backends, &backends, now),
@@ -42,6 +47,7 @@ impl Stock {
             // A node index has 16 bits.
             nodes: Pool::new(limits.nodes.min(1 << 16), &nodes, now),
             services: Pool::new(limits.services, &services, now),
+            lists: Pool::new(limits.ranges, &lists, now),
             cells: Extents::new(limits.cells, &regions_of(installed), now),
         };
         let used_before = installed.generations.keys().next_back().map_or(0, |last| last.0 + 1);
@@ -55,6 +61,7 @@ impl Stock {
         self.slots.mark_used(earlier.slots.fresh(), now);
         self.nodes.mark_used(earlier.nodes.fresh(), now);
         self.services.mark_used(earlier.services.fresh(), now);
+        self.lists.mark_used(earlier.lists.fresh(), now);
         self.cells.mark_used(earlier.cells.fresh(), now);
     }
 
@@ -70,6 +77,7 @@ impl Stock {
             Resource::Cells => self.limits.cells,
             Resource::Records => self.limits.records.saturating_sub(1),
             Resource::Services => self.limits.services.saturating_sub(1),
+            Resource::Ranges => self.limits.ranges,
         }
     }
 
@@ -80,6 +88,7 @@ impl Stock {
             Resource::Cells => self.cells.next_rested(),
             Resource::Records => self.slots.next_rested(),
             Resource::Services => self.services.next_rested(),
+            Resource::Ranges => self.lists.next_rested(),
         }
     }
 
@@ -93,6 +102,11 @@ impl Stock {
 
     pub(super) fn take_service(&mut self, now: Moment) -> Result<ServiceId, Resource> {
         self.services.take(now).map(ServiceId).ok_or(Resource::Services)
+    }
+
+    /// A number for a list; there are as many as ranges, so that these run out first.
+    pub(super) fn take_list(&mut self, now: Moment) -> Result<ListId, Resource> {
+        self.lists.take(now).map(ListId).ok_or(Resource::Ranges)
     }
 
     pub(super) fn take_node(&mut self, now: Moment) -> Option<NodeIndex> {
@@ -111,6 +125,7 @@ impl Stock {
             Freed::Node(NodeIndex(at)) => self.nodes.untake(at.into()),
             Freed::Service(ServiceId(at)) => self.services.untake(at),
             Freed::Region(region) => self.cells.untake(region),
+            Freed::List(ListId(at)) => self.lists.untake(at),
         }
     }
 
@@ -122,6 +137,7 @@ impl Stock {
             Freed::Node(NodeIndex(at)) => self.nodes.release(at.into(), now),
             Freed::Service(ServiceId(at)) => self.services.release(at, now),
             Freed::Region(region) => self.cells.release(region, now),
+            Freed::List(ListId(at)) => self.lists.release(at, now),
         }
     }
 }

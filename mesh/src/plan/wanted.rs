@@ -11,7 +11,7 @@ use crate::{
     install::{
         BackendGeneration, BackendIndex, BackendRecord, BackendState, Frontend, ServiceId, Via,
     },
-    service::{Port, PublishMode, Service, Task, TaskState},
+    service::{Locality, Port, PublishMode, Service, Task, TaskState},
 };
 
 /// A service as it should be.
@@ -109,11 +109,13 @@ impl<'a> Run<'a> {
         id
     }
 
-    /// A mesh port needs every task; a host port only those that run here; without ports, and so
+    /// A mesh port needs every task; a host port, or a service that is kept to each node, only those that
+    /// run here; without ports, and so
     /// without anybody who could ask for them, tasks need not be known.
     fn tasks_needed_here(&self, service: &'a Service) -> impl Iterator<Item = &'a Task> + use<'a> {
         let here = &self.local.node;
-        let everywhere = service.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+        let ingress = service.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+        let everywhere = ingress && service.locality != Locality::Local;
         let none = service.ports.is_empty();
         service.tasks.iter().filter(move |task| !none && (everywhere || task.node == *here))
     }
@@ -196,8 +198,11 @@ impl<'a> Run<'a> {
         task: &Task,
         ident: Ident,
     ) -> Option<(BackendIndex, BackendRecord)> {
+        // A task of this node under the name that it had before is another node's now.
+        let local = task.node == self.local.node;
         let fits = |backend: &BackendRecord| {
-            (backend.ipv4.is_none() || backend.ipv4 == task.ipv4)
+            backend.via.is_local() == local
+                && (backend.ipv4.is_none() || backend.ipv4 == task.ipv4)
                 && (backend.ipv6.is_none() || backend.ipv6 == task.ipv6)
         };
         let uses = self.planner.draft.uses_of(id, ident).filter(|(_, backend)| fits(backend));

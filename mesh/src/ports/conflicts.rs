@@ -51,17 +51,11 @@ fn shared_node(first: &Service, second: &Service) -> Option<NodeName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{Protocol, PublishedPort, TargetPort, Task, TaskName, TaskState};
+    use crate::service::{Protocol, PublishedPort, TargetPort, Task, TaskName};
 
     fn service(name: &str, mode: PublishMode, nodes: &[&str]) -> (ServiceName, Arc<Service>) {
-        let task = |(at, node): (usize, &&str)| Task {
-            name: TaskName::new(format!("{name}.{at}")),
-            node: NodeName::new(*node),
-            ipv4: None,
-            ipv6: None,
-            weight: 1,
-            state: TaskState::Active,
-            networks: BTreeMap::new(),
+        let task = |(at, node): (usize, &&str)| {
+            Task::new(TaskName::new(format!("{name}.{at}")), NodeName::new(*node))
         };
         let name = ServiceName::new(name);
         let port = Port {

@@ -169,22 +169,15 @@ fn check_ports(service: &Service, errors: &mut Vec<SnapshotError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{Protocol, PublishMode, PublishedPort, TargetPort, Task, TaskState};
+    use crate::service::{Protocol, PublishMode, PublishedPort, TargetPort, Task};
 
     fn node(name: &str, last: u8) -> Node {
         Node::new(NodeName::new(name), [10, 0, 0, last].into())
     }
 
     fn service(name: &str, tasks: &[(&str, &str)], ports: &[u16]) -> Service {
-        let task = |(name, node): &(&str, &str)| Task {
-            name: TaskName::new(*name),
-            node: NodeName::new(*node),
-            ipv4: None,
-            ipv6: None,
-            weight: 1,
-            state: TaskState::Active,
-            networks: BTreeMap::new(),
-        };
+        let task =
+            |(name, node): &(&str, &str)| Task::new(TaskName::new(*name), NodeName::new(*node));
         let port = |number: &u16| Port {
             protocol: Protocol::Udp,
             published: PublishedPort::new(*number).unwrap(),

@@ -9,7 +9,7 @@ use weir_mesh::{
         Availability, BoundPort, DeclaredNetwork, DeclaredPort, HeardPort, HeardService, HeardTask,
         Hearsay, Life, ServiceId, TaskId, Transport, WishedState,
     },
-    health::{Check, CheckKind},
+    health::{Check, CheckKind, Verdict},
 };
 
 use crate::world::{World, address, node_id, notes, ports, states, tcp};
@@ -289,6 +289,17 @@ fn labels_say_how_tasks_are_judged() {
     let check = Check { port: TargetPort::new(8080), rise: 7, ..Check::new(kind) };
     assert_eq!(merged.services[&web].health, Health { check: Some(check), ejection: None });
     assert_eq!(notes(&merged), [] as [&str; 0]);
+}
+
+#[test]
+fn what_a_node_has_found_out_about_its_task_is_known_to_all_and_judged_by_each() {
+    let mut world = two_nodes();
+    let verdict = Verdict::Failing { problem: "tcp refused the connection".to_owned() };
+    world.change_report("n2", "web.2", |task| task.verdict = Some(verdict.clone()));
+    let merged = world.merged();
+    assert_eq!(states(&merged, "web"), ["web.1=active", "web.2=active"]);
+    let tasks = &merged.services[&ServiceName::new("web")].tasks;
+    assert_eq!((&tasks[0].verdict, &tasks[1].verdict), (&None, &Some(verdict)));
 }
 
 #[test]

@@ -138,6 +138,7 @@ impl World {
             labels: BTreeMap::new(),
             networks: BTreeMap::new(),
             ports: Vec::new(),
+            verdict: None,
         };
         let report =
             Arc::make_mut(self.reports.get_mut(&node_id(node)).expect("a test's own words"));

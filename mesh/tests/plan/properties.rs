@@ -9,9 +9,9 @@ use std::{
 
 use proptest::prelude::*;
 use weir_mesh::{
-    Balance, Generation, Ident, Limits, MapOp, MeshSnapshot, NodeName, Plan, Planner, Port,
-    Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
-    TaskName, TaskState, Timeouts,
+    Access, Balance, Generation, Ident, Limits, Locality, MapOp, MeshSnapshot, NodeName, Plan,
+    Planner, Port, Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort,
+    Task, TaskName, TaskState, Timeouts,
     install::{BackendState, Frontend, Via},
 };
 
@@ -43,6 +43,7 @@ impl fmt::Debug for Step {
                 continue;
             };
             write!(f, " | {name} {} drain={:?}", service.balance.as_str(), service.timeouts.drain)?;
+            write!(f, " {} {:?}", service.locality.as_str(), service.access.rules())?;
             for Port { protocol, published, target, mode } in &service.ports {
                 write!(f, " {protocol}/{published}:{target}/{}", mode.as_str())?;
             }
@@ -97,8 +98,6 @@ fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>
         let ipv4 = address_of(&ServiceName::new(service), &number.to_string());
         let moved = std::net::Ipv4Addr::from(u32::from(ipv4) + 100);
         Task {
-            name: TaskName::new(format!("{service}.{number}")),
-            node: NodeName::new(format!("n{on}")),
             ipv4: match address {
                 0 | 1 => Some(ipv4),
                 2 => Some(moved),
@@ -107,7 +106,10 @@ fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>
             ipv6: (address > 0).then_some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into())),
             weight,
             state,
-            networks: BTreeMap::new(),
+            ..Task::new(
+                TaskName::new(format!("{service}.{number}")),
+                NodeName::new(format!("n{on}")),
+            )
         }
     });
     prop::option::weighted(0.7, task)
@@ -117,12 +119,25 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
     let balance = prop_oneof![
         4 => Just(Balance::RoundRobin),
         1 => Just(Balance::Random),
+        u32::from(maglev) => Just(Balance::Source),
         u32::from(maglev) => Just(Balance::Maglev),
     ];
     let tasks = (1_u8..=4).map(|number| task(name, number)).collect::<Vec<_>>();
-    (balance, prop::collection::vec(port(), 0..4), tasks, 1_u64..4).prop_map(
-        move |(balance, ports, tasks, drain)| Service {
+    let locality = prop_oneof![
+        4 => Just(Locality::Cluster), 1 => Just(Locality::PreferLocal), 1 => Just(Locality::Local)
+    ];
+    let range = prop::sample::select(vec!["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"]);
+    let ranges = prop::collection::vec(range.prop_map(|text| text.parse().unwrap()), 0..3);
+    let access = prop_oneof![
+        3 => Just(Access::default()),
+        1 => ranges.prop_map(|allow| Access { allow, deny: Vec::new() }),
+    ];
+    let ports = prop::collection::vec(port(), 0..4);
+    (balance, locality, access, ports, tasks, 1_u64..4).prop_map(
+        move |(balance, locality, access, ports, tasks, drain)| Service {
             balance,
+            locality,
+            access,
             ports,
             tasks: tasks.into_iter().flatten().collect(),
             timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
@@ -163,7 +178,7 @@ fn step(maglev: bool) -> impl Strategy<Value = Step> {
 }
 
 fn tight() -> Limits {
-    Limits { backends: 14, cells: 26, records: 9, nodes: 4, services: 5 }
+    Limits { backends: 14, cells: 26, records: 9, nodes: 4, services: 5, ranges: 12 }
 }
 
 struct Story {
@@ -332,7 +347,22 @@ impl Story {
             let has_address = task.addresses().next().is_some();
             task.state == TaskState::Active && task.weight > 0 && reached && has_address
         };
-        let wanted = service.tasks.iter().filter(is_picked);
+        // Each family looks for tasks of this node by itself.
+        let nearest = |v4: bool| {
+            let served = service.tasks.iter().filter(is_picked);
+            let served =
+                served.filter(move |it| if v4 { it.ipv4.is_some() } else { it.ipv6.is_some() });
+            let (own, others): (Vec<_>, Vec<_>) = served.partition(|it| it.node.as_str() == HERE);
+            match service.locality {
+                _ if record.host_mode => own,
+                Locality::Cluster => [own, others].concat(),
+                Locality::PreferLocal if own.is_empty() => others,
+                Locality::PreferLocal | Locality::Local => own,
+            }
+        };
+        let rules = record.list.map(|list| kernel.lists[&list].clone()).unwrap_or_default();
+        assert_eq!(rules, service.access.rules());
+        let wanted = [nearest(true), nearest(false)].concat().into_iter();
         let wanted: BTreeSet<_> =
             wanted.map(|it| Ident::of_task(&service.name, &it.name, &it.node)).collect();
         let picked = picked(kernel, record);

@@ -2,14 +2,13 @@
 //! `cargo test --release -p weir-mesh --test plan scale -- --nocapture`.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use weir_mesh::{
     Generation, Ident, Limits, MeshSnapshot, NodeName, Port, Protocol, PublishMode, PublishedPort,
-    Service, ServiceName, TargetPort, Task, TaskName, TaskState,
+    Service, ServiceName, TargetPort, Task, TaskName,
     balance::maglev::{LARGE, SMALL, maglev},
 };
 
@@ -19,14 +18,11 @@ const SERVICES: usize = 10_000;
 const TASKS: usize = 10;
 
 fn service(number: usize) -> Service {
-    let task = |at: usize| Task {
-        name: TaskName::new(format!("service-{number}.{at}.0123456789abcdefghijklmno")),
-        node: NodeName::new(format!("n{}", (number + at) % 4 + 1)),
-        ipv4: Some(std::net::Ipv4Addr::from(0x0a00_0000 + (number * TASKS + at) as u32)),
-        ipv6: None,
-        weight: 1,
-        state: TaskState::Active,
-        networks: BTreeMap::new(),
+    let task = |at: usize| {
+        let name = TaskName::new(format!("service-{number}.{at}.0123456789abcdefghijklmno"));
+        let node = NodeName::new(format!("n{}", (number + at) % 4 + 1));
+        let ipv4 = std::net::Ipv4Addr::from(0x0a00_0000 + (number * TASKS + at) as u32);
+        Task { ipv4: Some(ipv4), ..Task::new(name, node) }
     };
     let port = Port {
         protocol: Protocol::Tcp,

@@ -60,6 +60,8 @@ fn brief(ops: &[MapOp]) -> String {
             format!("write {offset}: {}", cells.join(" "))
         }
         MapOp::FreeRegion { offset } => format!("free {offset}"),
+        MapOp::WriteList(list, _) => format!("list {}", list.0),
+        MapOp::RemoveList(list, _) => format!("remove-list {}", list.0),
         MapOp::SetRecord(slot, _) => format!("record {}", slot.0),
         MapOp::RemoveRecord(slot) => format!("remove-record {}", slot.0),
         MapOp::Publish(frontend, slot) => format!("{frontend} -> {}", slot.0),
@@ -149,6 +151,51 @@ fn a_task_that_was_renamed_with_its_node_has_not_ended() {
     scene.serve("whole n1\n web 80:80 drain=10s | 1@n1");
     let renamed = scene.serve("whole n1\n web 80:80 drain=10s | 9@n1 addr=172.18.119.1");
     assert!(renamed.contains("backend 1 draining"), "{renamed}");
+}
+
+#[test]
+fn a_list_of_clients_is_written_before_and_removed_after_the_record_that_names_it() {
+    let mut scene = Scene::new();
+    scene.serve("web 80:80 | 1@n2");
+    assert_eq!(
+        scene.serve("web 80:80 allow=10.0.0.0/8 deny=10.9.0.0/16 | 1@n2"),
+        "list 1, record 2, tcp/80 -> 2, remove-record 1"
+    );
+    assert!(scene.maps().contains("LIST 1 -0.0.0.0/0 +10.0.0.0/8 -10.9.0.0/16 -::/0"));
+    assert_eq!(
+        scene.serve("web 80:80 81:80 allow=10.0.0.0/8 deny=10.9.0.0/16 | 1@n2"),
+        "record 3, tcp/81 -> 3",
+        "ports of a service share a list"
+    );
+    let other = scene.serve("web 80:80 81:80 deny=10.9.0.0/16 | 1@n2");
+    assert!(other.starts_with("list 2, ") && other.ends_with("remove-list 1"), "{other}");
+    let open = scene.serve("web 80:80 81:80 | 1@n2");
+    assert!(open.ends_with("remove-list 2"), "{open}");
+}
+
+#[test]
+fn a_list_that_does_not_fit_leaves_its_service_as_it_was_and_is_named() {
+    let mut world = World::new(Limits { ranges: 3, ..Limits::default() });
+    world.serve(&mesh("web 80:80 deny=10.0.0.0/8 | 1@n2"));
+    let before = world.kernel.dump();
+    let plan = world.serve(&mesh("web 80:80 deny=10.0.0.0/8,11.0.0.0/8 | 1@n2"));
+    assert_eq!(world.kernel.dump(), before);
+    let text = plan.problems[0].to_string();
+    assert_eq!(
+        text,
+        "service web is not up to date: all 3 address ranges of the kernel maps are taken"
+    );
+}
+
+#[test]
+fn a_service_that_prefers_its_nodes_own_tasks_uses_others_only_without_any() {
+    let mut scene = Scene::new();
+    let ops = scene.serve("web 80:80 prefer-local | 1@n1 2@n2");
+    assert!(ops.contains("write 0: 2,") && !ops.contains("write 1"), "{ops}");
+    let ops = scene.serve("web 80:80 prefer-local | 1@n1 draining 2@n2");
+    assert!(ops.contains("write 1: 1,"), "{ops}");
+    let ops = scene.serve("web 80:80 local | 1@n1 draining 2@n2");
+    assert!(!ops.contains("write"), "others are refused: {ops}");
 }
 
 #[test]

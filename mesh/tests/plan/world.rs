@@ -7,8 +7,8 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Generation, Installed, Limits, LocalView, MapOp, MeshSnapshot, Moment, Node, NodeName,
-    Plan, Planner, PublishMode, Service, ServiceName, Task, TaskName, TaskState,
+    Balance, Generation, Installed, Limits, LocalView, Locality, MapOp, MeshSnapshot, Moment, Node,
+    NodeName, Plan, Planner, PublishMode, Service, ServiceName, Subnet, Task, TaskName, TaskState,
     install::{BackendIndex, BackendState, Region, Via},
     plan::GRACE,
     ports::parse_ports,
@@ -210,7 +210,12 @@ fn service(line: &str) -> Service {
     for word in words {
         match word {
             "maglev" => service.balance = Balance::Maglev,
+            "source" => service.balance = Balance::Source,
+            "prefer-local" => service.locality = Locality::PreferLocal,
+            "local" => service.locality = Locality::Local,
             "host" => mode = PublishMode::Host,
+            _ if word.starts_with("allow=") => service.access.allow = subnets(&word[6..]),
+            _ if word.starts_with("deny=") => service.access.deny = subnets(&word[5..]),
             _ if word.starts_with("drain=") => service.timeouts.drain = seconds(&word[6..]),
             _ => service.ports.extend(parse_ports(word).unwrap().into_iter().map(|spec| {
                 let published = spec.published.unwrap();
@@ -222,16 +227,15 @@ fn service(line: &str) -> Service {
     service
 }
 
+fn subnets(text: &str) -> Vec<Subnet> {
+    text.split(',').map(|subnet| subnet.parse().unwrap()).collect()
+}
+
 fn add_task_word(service: &mut Service, word: &str) {
     if let Some((number, on)) = word.split_once('@') {
         service.tasks.push(Task {
-            name: TaskName::new(number),
-            node: NodeName::new(on),
             ipv4: Some(address_of(&service.name, number)),
-            ipv6: None,
-            weight: 1,
-            state: TaskState::Active,
-            networks: BTreeMap::new(),
+            ..Task::new(TaskName::new(number), NodeName::new(on))
         });
         return;
     }

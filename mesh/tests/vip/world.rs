@@ -144,13 +144,10 @@ pub fn task(network: &str, last: u8, weight: u16, state: TaskState) -> Task {
     let v6 = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, last.into());
     let own = vec![Ipv4Addr::new(10, 0, 9, last).into(), v6.into()];
     Task {
-        name: TaskName::new(format!("task.{last}")),
-        node: NodeName::new("n1"),
-        ipv4: None,
-        ipv6: None,
         weight,
         state,
         networks: BTreeMap::from([(NetworkId::new(network), own)]),
+        ..Task::new(TaskName::new(format!("task.{last}")), NodeName::new("n1"))
     }
 }
 

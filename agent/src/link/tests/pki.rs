@@ -197,6 +197,7 @@ pub fn report(tasks: &[(&str, Life)]) -> Report {
         labels: BTreeMap::from([("weir.weight".into(), "2".into())]),
         networks: BTreeMap::new(),
         ports: Vec::new(),
+        verdict: None,
     };
     Report {
         node: ReportedNode {

@@ -16,13 +16,8 @@ fn at(seconds: u64) -> Moment {
 /// `web.1` to `web.4`: the first three here on n1, the last on n2.
 fn web(health: Health) -> Service {
     let task = |number: u8, node: &str| Task {
-        name: TaskName::new(format!("web.{number}")),
-        node: NodeName::new(node),
         ipv4: Some([172, 18, 0, number].into()),
-        ipv6: None,
-        weight: 1,
-        state: TaskState::Active,
-        networks: Default::default(),
+        ..Task::new(TaskName::new(format!("web.{number}")), NodeName::new(node))
     };
     let port = Port {
         protocol: Protocol::Tcp,
@@ -211,6 +206,81 @@ fn when_too_few_would_be_left_nobody_is_ejected() {
     let accepted = Seen { accepted: 1, refused: 0 };
     assert!(book.note(Finding::Seen(vec![(ident(3), accepted)]), at(2)));
     assert_eq!(active(&book), ["3", "4"], "one can be used again, so the others are out");
+}
+
+fn with_verdict(mut service: Service, task: usize, verdict: Verdict) -> Service {
+    service.tasks[task].verdict = Some(verdict);
+    service
+}
+
+fn ejected() -> Verdict {
+    Verdict::Ejected { time: Duration::from_secs(10), refused: 7 }
+}
+
+#[test]
+fn what_another_node_says_of_its_own_tasks_counts_here_as_it_does_there() {
+    let failing = || Verdict::Failing { problem: "tcp refused the connection".to_owned() };
+    let book = book(Held::new(), with_verdict(web(Health::default()), 3, failing()));
+    assert_eq!(active(&book), ["1", "2", "3"]);
+    let book = self::book(Held::new(), with_verdict(web(Health::default()), 3, ejected()));
+    assert_eq!(active(&book), ["1", "2", "3"]);
+}
+
+#[test]
+fn the_panic_threshold_holds_for_the_tasks_of_all_nodes_together() {
+    let mut book = book(Held::new(), with_verdict(web(Health::default()), 3, ejected()));
+    refuse(&mut book, 1, 5, at(1));
+    assert_eq!(active(&book), ["2", "3"]);
+    refuse(&mut book, 2, 5, at(1));
+    assert_eq!(active(&book).len(), 4, "a quarter would be left, so all are used");
+    let why = "not ejected, although it refused 5 connections: fewer than 50 % of the tasks would \
+               be left";
+    assert_eq!(reason(&book, 1), why);
+    let told = book.health()[&ident(1)].verdict.clone();
+    assert_eq!(told, Some(Verdict::Ejected { time: Duration::from_secs(10), refused: 5 }));
+    // It serves again there, and so the others are out.
+    book.declare(&services(web(Health::default())), &Services::new(), at(2));
+    assert_eq!(active(&book), ["3", "4"]);
+}
+
+/// The service, with what a book of the tasks' node says of them.
+fn told_by(book: &Book, mut service: Service) -> Service {
+    let health = book.health();
+    for task in &mut service.tasks {
+        let ident = Ident::of_task(&service.name, &task.name, &task.node);
+        task.verdict = health.get(&ident).and_then(|known| known.verdict.clone());
+    }
+    service
+}
+
+#[test]
+fn nodes_that_have_told_each_other_let_the_same_tasks_have_flows() {
+    let declared = web(Health::default());
+    let idents: Vec<Ident> = declared
+        .tasks
+        .iter()
+        .map(|task| Ident::of_task(&declared.name, &task.name, &task.node))
+        .collect();
+    for refusing in 0..1_u8 << idents.len() {
+        let [mut first, mut second] = ["n1", "n2"].map(|node| {
+            let mut book = Book::new(NodeName::new(node), Held::new());
+            book.declare(&services(declared.clone()), &Services::new(), BEGIN);
+            book
+        });
+        for (number, ident) in idents.iter().enumerate().filter(|(it, _)| refusing & (1 << it) != 0)
+        {
+            let book = if number < 3 { &mut first } else { &mut second };
+            let refused = number as u64 + 5;
+            book.note(Finding::Seen(vec![(*ident, Seen { accepted: 0, refused })]), at(1));
+        }
+        let [of_first, of_second] = [&first, &second].map(|book| told_by(book, declared.clone()));
+        first.declare(&services(of_second), &Services::new(), at(1));
+        second.declare(&services(of_first), &Services::new(), at(1));
+        assert_eq!(active(&first), active(&second), "{refusing:04b} refuse");
+        let left = 4 - refusing.count_ones() as usize;
+        let expected = if left < 2 { 4 } else { left };
+        assert_eq!(active(&first).len(), expected, "{refusing:04b} refuse");
+    }
 }
 
 #[test]

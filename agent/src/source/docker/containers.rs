@@ -296,6 +296,7 @@ fn reported(container: &Container, life: Life, reach: &Reach) -> Option<(TaskId,
         labels: own_labels(labels),
         networks: networks.filter(|(id, _)| !id.as_str().is_empty()).collect(),
         ports: bound_ports(container),
+        verdict: None,
     };
     Some((TaskId::new(label("task.id")?), task))
 }

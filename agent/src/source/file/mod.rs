@@ -1,6 +1,7 @@
 //! The file source: `mesh.toml`, watched, applied whole or not at all.
 
 mod assemble;
+mod clients;
 mod health;
 mod networks;
 mod pieces;

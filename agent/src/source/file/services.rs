@@ -7,11 +7,11 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Health, NetworkId, Node, NodeName, Port, Service, ServiceName, Task, TaskName,
-    TaskState, Timeouts, ports::PortSpec,
+    Access, Balance, Health, Locality, NetworkId, Node, NodeName, Port, Service, ServiceName, Task,
+    TaskName, TaskState, Timeouts, ports::PortSpec,
 };
 
-use super::{health, networks, publish};
+use super::{clients, health, networks, publish};
 use crate::document::{Table, Value};
 
 /// A service and where it stands.
@@ -19,6 +19,8 @@ pub(super) struct ServiceDraft {
     pub name: ServiceName,
     pub offset: usize,
     pub balance: Balance,
+    pub locality: Locality,
+    pub access: Access,
     pub ports: Vec<PortDraft>,
     pub tasks: Vec<TaskDraft>,
     /// What tasks that have other mistakes name as their node, and where.
@@ -68,8 +70,8 @@ impl ServiceDraft {
         let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
-        let Self { name, balance, timeouts, health, vips, .. } = self;
-        Service { balance, ports, tasks, timeouts, health, vips, ..Service::new(name) }
+        let Self { name, balance, locality, access, timeouts, health, vips, .. } = self;
+        Service { name, balance, locality, access, ports, tasks, timeouts, health, vips }
     }
 }
 
@@ -98,8 +100,13 @@ pub(super) fn service(
         None => "service without name".to_owned(),
     };
     let table = table.named(&subject);
-    table.allow_only(&["name", "balance", "publish", "task", "timeouts", "health", "eject", "vip"]);
-    let balance = table.get("balance").and_then(balance).unwrap_or_default();
+    table.allow_only(&[
+        "name", "balance", "affinity", "locality", "allow", "deny", "publish", "task", "timeouts",
+        "health", "eject", "vip",
+    ]);
+    let balance = clients::balance(table);
+    let locality = table.get("locality").and_then(clients::locality).unwrap_or_default();
+    let access = clients::access(table);
     let ports = table.get("publish").map(publish::ports).unwrap_or_default();
     let tasks = table.get("task").and_then(|tasks| tasks.list("[[service.task]]"));
     let mut loose_nodes = Vec::new();
@@ -120,6 +127,8 @@ pub(super) fn service(
         name,
         offset: table.offset(),
         balance,
+        locality,
+        access,
         ports,
         tasks,
         loose_nodes,
@@ -156,13 +165,12 @@ fn task(
         return None;
     };
     let task = Task {
-        name: TaskName::new(name),
-        node: names.of(node),
         ipv4,
         ipv6,
         weight: weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(1),
         state,
         networks: networks.unwrap_or_default(),
+        ..Task::new(TaskName::new(name), names.of(node))
     };
     Some(TaskDraft { task, offset: table.offset(), node_offset })
 }
@@ -178,10 +186,6 @@ fn name_of<'t>(table: Table<'t, '_>, what: &str, example: &str) -> Option<&'t st
         return None;
     }
     Some(name)
-}
-
-fn balance(value: Value<'_, '_>) -> Option<Balance> {
-    value.choice(&[Balance::RoundRobin, Balance::Random, Balance::Maglev].map(|b| (b.as_str(), b)))
 }
 
 fn state(value: Value<'_, '_>) -> Option<TaskState> {

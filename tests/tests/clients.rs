@@ -1,0 +1,139 @@
+//! Which clients are served, and by whose tasks: `affinity`, `locality`, `allow` and `deny`.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use weir_tests::{Cases, How, Lab, Probe, Scene, State};
+
+const STICKY: u16 = 8081;
+const NEAR: u16 = 8082;
+const HERE: u16 = 8083;
+const GUARDED: u16 = 8084;
+
+/// Three hosts with a task of each service on each, but for `here`, which has none on n3.
+fn scene() -> Scene {
+    let mut scene = Scene::new(Lab::builder().hosts(3)).unwrap();
+    let denied: Vec<toml::Value> = {
+        let client = scene.lab.client("c1").addresses();
+        client.iter().map(|address| address.to_string().into()).collect()
+    };
+    scene.service("sticky", STICKY).set("affinity", "client-ip");
+    scene.service("near", NEAR).set("locality", "prefer-local");
+    scene.service("here", HERE).set("locality", "local");
+    scene.service("guarded", GUARDED).set("deny", denied);
+    for (host, name) in [("n1", "t.1"), ("n2", "t.2"), ("n3", "t.3")] {
+        scene.task("sticky", host, name).unwrap();
+        let task = &scene.tasks[name];
+        scene.mesh.service("near").task(task);
+        scene.mesh.service("guarded").task(task);
+        if host != "n3" {
+            scene.mesh.service("here").task(task);
+        }
+    }
+    scene.start().unwrap();
+    scene
+}
+
+/// The tasks that answer a client of `c1` at a port of a host, over TCP and UDP, IPv4 and IPv6.
+fn answers(scene: &Scene, host: &str, port: u16) -> Result<BTreeSet<String>> {
+    let mut tasks = BTreeSet::new();
+    for target in scene.lab.host(host).targets(port) {
+        for how in [How::Tcp, How::Udp].into_iter().cycle().take(8) {
+            let seen = scene.lab.client("c1").ask(&Probe::new(how, target));
+            tasks.insert(seen.task.clone().with_context(|| format!("{how:?} {target}: {seen}"))?);
+        }
+    }
+    Ok(tasks)
+}
+
+/// The tasks that answer processes of a host at its localhost.
+fn answers_inside(scene: &Scene, host: &str, port: u16) -> Result<BTreeSet<String>> {
+    let probes: Vec<_> = (0..8).map(|_| Probe::tcp(format!("127.0.0.1:{port}"))).collect();
+    let seen = scene.lab.host(host).probe(&probes)?;
+    seen.into_iter().map(|seen| seen.task.clone().with_context(|| seen.to_string())).collect()
+}
+
+fn only(task: &str) -> BTreeSet<String> {
+    [task.to_owned()].into()
+}
+
+#[test]
+fn clients_get_the_tasks_that_the_service_means_them_to_have() {
+    let mut scene = scene();
+    let mut cases = Cases::default();
+    let hosts = [("n1", "t.1"), ("n2", "t.2"), ("n3", "t.3")];
+
+    // Each address of the client is a client.
+    for own in scene.lab.client("c1").addresses() {
+        let mut tasks = BTreeSet::new();
+        for (host, _) in hosts {
+            let targets = scene.lab.host(host).targets(STICKY);
+            for target in targets.into_iter().filter(|to| to.is_ipv4() == own.is_ipv4()) {
+                let seen = (0..6).map(|_| scene.lab.client("c1").ask(&Probe::tcp(target)));
+                tasks.extend(seen.map(|seen| seen.task.unwrap_or_default()));
+            }
+        }
+        let one = if tasks.len() == 1 { Ok(()) } else { Err(anyhow::anyhow!("{tasks:?}")) };
+        cases.note(format!("{own} has one task through all hosts"), one);
+    }
+    for (host, _) in hosts {
+        let inside = answers_inside(&scene, host, STICKY);
+        let one = inside.and_then(|tasks| {
+            ensure!(tasks.len() == 1, "{tasks:?}");
+            Ok(())
+        });
+        cases.note(format!("the processes of {host} have one task"), one);
+    }
+
+    for (host, own) in hosts {
+        let near = [answers(&scene, host, NEAR), answers_inside(&scene, host, NEAR)];
+        for found in near {
+            let found = found.and_then(|tasks| {
+                ensure!(tasks == only(own), "{tasks:?}");
+                Ok(())
+            });
+            cases.note(format!("{host} prefers its own task"), found);
+        }
+    }
+    for (host, own) in &hosts[..2] {
+        let here = answers(&scene, host, HERE).and_then(|tasks| {
+            ensure!(tasks == only(own), "{tasks:?}");
+            Ok(())
+        });
+        cases.note(format!("{host} serves with its own task alone"), here);
+    }
+    for target in scene.lab.host("n3").targets(HERE) {
+        let seen = scene.lab.client("c1").ask(&Probe::tcp(target));
+        cases.note("n3 has no task, and refuses", seen.refused_at_once().map(drop));
+    }
+
+    for (host, _) in hosts {
+        let target = scene.lab.host(host).targets(GUARDED)[0];
+        let seen = scene.lab.client("c1").ask(&Probe::tcp(target));
+        let silent = if seen.task.is_none() && seen.errno != Some(libc::ECONNREFUSED) {
+            Ok(())
+        } else {
+            Err(anyhow::anyhow!("{seen}"))
+        };
+        cases.note(format!("{host} does not answer who is denied"), silent);
+        let inside = answers_inside(&scene, host, GUARDED).and_then(|tasks| {
+            ensure!(tasks.len() == 3, "{tasks:?}");
+            Ok(())
+        });
+        cases.note(format!("{host} itself is not denied"), inside);
+    }
+
+    scene.mesh.service("near").state("t.1", State::Draining);
+    scene.mesh.service("guarded").set("deny", vec![toml::Value::from("192.0.2.0/24")]);
+    scene.apply().unwrap();
+    let others = answers(&scene, "n1", NEAR).and_then(|tasks| {
+        ensure!(tasks.len() == 2 && !tasks.contains("t.1"), "{tasks:?}");
+        Ok(())
+    });
+    cases.note("without a task of its own a host uses others", others);
+    let served = answers(&scene, "n1", GUARDED).map(drop);
+    cases.note("who is no longer denied is served", served);
+    cases.end(&scene).unwrap();
+}
