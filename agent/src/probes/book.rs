@@ -30,7 +30,8 @@ pub struct Book {
     /// Until the first declaration.
     held: Option<Held>,
     services: Services,
-    tasks: BTreeMap<ServiceName, BTreeMap<TaskName, Entry>>,
+    /// Boxed, since most services have a task or two on a node, and a map makes room for eleven.
+    tasks: BTreeMap<ServiceName, BTreeMap<TaskName, Box<Entry>>>,
     names: BTreeMap<Ident, (ServiceName, TaskName)>,
     /// Services with tasks that are out, as they are to be in the snapshot.
     changed: Services,
@@ -56,6 +57,8 @@ struct Entry {
     /// What there is to be said.
     reason: Option<String>,
     healthy: bool,
+    /// What others are told, as of the last judgement.
+    told: Option<Arc<TaskHealth>>,
 }
 
 impl Book {
@@ -148,6 +151,9 @@ impl Book {
         let mut targets = BTreeMap::new();
         for (name, tasks) in &self.tasks {
             let Some(service) = self.services.get(name) else { continue };
+            if service.health.check.is_none() && !tasks.values().any(|entry| entry.is_ejected()) {
+                continue;
+            }
             let mine = service.tasks.iter().filter(|task| task.node == self.node);
             for task in mine.filter(|task| task.state == TaskState::Active) {
                 let Some(entry) = tasks.get(&task.name) else { continue };
@@ -177,17 +183,9 @@ impl Book {
 
     /// How the tasks are that are judged at all.
     pub fn health(&self) -> LocalHealth {
-        let mut health = BTreeMap::new();
-        for (service, tasks) in &self.tasks {
-            for (task, entry) in tasks {
-                let Entry { ident, healthy, ejections, .. } = *entry;
-                let (service, task) = (service.clone(), task.clone());
-                let (reason, verdict) = (entry.reason.clone(), entry.verdict());
-                let known = TaskHealth { service, task, healthy, verdict, reason, ejections };
-                health.insert(ident, known);
-            }
-        }
-        Arc::new(health)
+        let entries = self.tasks.values().flat_map(BTreeMap::values);
+        let told = entries.filter_map(|entry| Some((entry.ident, entry.told.clone()?)));
+        Arc::new(told.collect())
     }
 
     fn forget(&mut self, service: &ServiceName) {
@@ -203,14 +201,17 @@ impl Book {
         let mut entries = BTreeMap::new();
         for task in service.tasks.iter().filter(|task| judged && task.node == self.node) {
             let ident = Ident::of_task(&service.name, &task.name, &task.node);
-            let same = |entry: &Entry| entry.addresses == (task.ipv4, task.ipv6);
+            let same = |entry: &Box<Entry>| entry.addresses == (task.ipv4, task.ipv6);
             let mut entry = match known.remove(&task.name).filter(same) {
                 // Its identity is another when its node was renamed.
-                Some(entry) => Entry { ident, ..entry },
+                Some(mut entry) => {
+                    entry.ident = ident;
+                    entry
+                }
                 None => {
                     let wanted = before.is_none_or(|service| was_active(service, task));
                     let held = held.get(&ident).copied().filter(|_| wanted);
-                    Entry::new(ident, task, held, service, now)
+                    Box::new(Entry::new(ident, task, held, service, now))
                 }
             };
             // On internal networks alone its node does not reach it; nobody could ask it.
@@ -294,7 +295,7 @@ impl Book {
         };
         let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
         let verdict = |task: &&Task| match here(task) {
-            true => tasks.get(&task.name).and_then(Entry::verdict),
+            true => tasks.get(&task.name).and_then(|entry| entry.verdict()),
             false => task.verdict.clone(),
         };
         let verdicts: Vec<Verdict> = serving.iter().filter_map(verdict).collect();
@@ -360,6 +361,7 @@ impl Entry {
             ejected: settings.is_some(),
             reason: None,
             healthy: true,
+            told: None,
         }
     }
 
@@ -391,6 +393,7 @@ impl Entry {
         self.ejected = ejected;
         self.healthy = !self.fails() && !ejected;
         self.reason = self.reason_now(spared);
+        self.tell(service, task);
         match (was, self.healthy) {
             (true, false) => {
                 let reason = self.reason.as_deref().unwrap_or_default();
@@ -398,6 +401,21 @@ impl Entry {
             }
             (false, true) => info!(%service, %task, "a task takes new flows again"),
             _ => {}
+        }
+    }
+
+    /// Notes what others are told, anew only if it is another than before.
+    fn tell(&mut self, service: &ServiceName, task: &TaskName) {
+        let told = TaskHealth {
+            service: service.clone(),
+            task: task.clone(),
+            healthy: self.healthy,
+            verdict: self.verdict(),
+            reason: self.reason.clone(),
+            ejections: self.ejections,
+        };
+        if self.told.as_deref() != Some(&told) {
+            self.told = Some(Arc::new(told));
         }
     }
 

@@ -73,4 +73,4 @@ pub struct TaskHealth {
 }
 
 /// How the tasks of this node are that are judged at all; what the node can say of them to others.
-pub type LocalHealth = Arc<BTreeMap<Ident, TaskHealth>>;
+pub type LocalHealth = Arc<BTreeMap<Ident, Arc<TaskHealth>>>;
