@@ -201,8 +201,10 @@ impl Book {
         let mut entries = BTreeMap::new();
         for task in service.tasks.iter().filter(|task| judged && task.node == self.node) {
             let ident = Ident::of_task(&service.name, &task.name, &task.node);
-            let same = |entry: &Box<Entry>| entry.addresses == (task.ipv4, task.ipv6);
-            let mut entry = match known.remove(&task.name).filter(same) {
+            let mut entry = match known
+                .remove(&task.name)
+                .filter(|entry| entry.addresses == (task.ipv4, task.ipv6))
+            {
                 // Its identity is another when its node was renamed.
                 Some(mut entry) => {
                     entry.ident = ident;
