@@ -5,7 +5,7 @@ CHECK ?=
 DEMO_FLAGS = $(if $(CHECK),--check)
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: demo test bench ebpf image fmt lint packages
+.PHONY: demo test soak bench ebpf image fmt lint packages
 
 ## demo: a mesh of three hosts on this machine, left running until Ctrl-C; CHECK=1: asks it itself
 demo: packages
@@ -16,6 +16,11 @@ demo: packages
 test:
 	.ci/packages --swarm --browser
 	.ci/test
+
+## soak: a Swarm under load for three quarters of an hour: 40 rolling updates, idle connections, restarts
+soak:
+	.ci/packages --swarm
+	.ci/soak
 
 ## bench: peers side by side in one run; see bench/README.md
 bench: packages

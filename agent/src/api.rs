@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use weir_loader::{Answers, Counters};
 use weir_mesh::{
-    Access, Balance, Ident, Locality, NodeName, Protocol, PublishMode, PublishedPort, Service,
-    ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
+    Access, Balance, Ident, Locality, NetworkId, NodeName, Protocol, PublishMode, PublishedPort,
+    Service, ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
     health::Verdict,
     install::{BackendState, Frontend, Via},
+    vip::VipKey,
 };
 
 use crate::{
@@ -86,6 +87,9 @@ pub struct ServiceView {
     pub ports: Vec<PortView>,
     /// Its tasks.
     pub tasks: Vec<TaskView>,
+    /// Virtual addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<VipView>,
     /// Timeouts of its flows.
     pub timeouts: Timeouts,
 }
@@ -169,6 +173,18 @@ pub struct CountersView {
     pub refused: u64,
 }
 
+/// A virtual address of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipView {
+    /// The network it is on.
+    pub network: NetworkId,
+    /// The address.
+    pub address: IpAddr,
+    /// Connections that were given a task by it on this node; `None` where nothing of this node is
+    /// attached to the network.
+    pub connections: Option<u64>,
+}
+
 /// `/api/v1/nodes`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Nodes {
@@ -246,6 +262,7 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
         access: service.access.clone(),
         ports: ports(service, now),
         tasks: service.tasks.iter().map(|one| task(service, one, now)).collect(),
+        vips: vips(service, now),
         timeouts: service.timeouts,
     });
     Services { generation: Some(snapshot.generation.0), services: services.collect() }
@@ -276,6 +293,17 @@ fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
         }
     };
     service.ports.iter().map(view).collect()
+}
+
+fn vips(service: &Service, now: &Observation) -> Vec<VipView> {
+    let each =
+        service.vips.iter().flat_map(|(network, all)| all.iter().map(move |at| (network, at)));
+    let view = |(network, address): (&NetworkId, &IpAddr)| {
+        let key = VipKey { network: Ident::of_network(network), address: *address };
+        let connections = now.stats.vips.get(&key).copied();
+        VipView { network: network.clone(), address: *address, connections }
+    };
+    each.map(view).collect()
 }
 
 fn task(service: &Service, task: &Task, now: &Observation) -> TaskView {

@@ -179,5 +179,9 @@ fn a_container_reaches_a_virtual_address_on_a_network_that_both_share_and_on_no_
         let strange = ask_from(&swarm, "stranger", &probe);
         assert_eq!(strange.task, None, "not on its network");
     }
+    let asked = swarm.tasks("front").unwrap().pop().unwrap().node;
+    let counted = swarm.node(&asked).weir_service("back").unwrap()["vips"].clone();
+    assert!(counted[0]["connections"].as_u64() >= Some(8), "{counted}");
+    assert_eq!(counted[0]["address"], address.to_string(), "{counted}");
     swarm.finish().unwrap();
 }

@@ -10,8 +10,9 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use weir_tests::swarm::{Node, SETTLE, Swarm, TaskAt, Update};
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{How, Probe, Talk, eventually};
+use weir_tests::{How, Probe, Seen, Talk, eventually};
 
+const SECOND: Duration = Duration::from_secs(1);
 const HTTP: (How, u16) = (How::Tcp, 8081);
 
 fn swarm() -> Swarm {
@@ -55,7 +56,8 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     swarm.docker("service scale -d web=6").unwrap();
     answered(&swarm, 6, "six replicas answer");
 
-    swarm.node("n2").kill_task("web").unwrap();
+    let mut kept = with_own_task(&swarm, "n2");
+    kill_task_of(&swarm, "n2", &mut kept);
     answered(&swarm, 6, "the one that was killed is replaced");
 
     let pace = "--update-parallelism 2 --update-delay 1s --update-monitor 500ms \
@@ -127,6 +129,19 @@ fn with_own_task(swarm: &Swarm, node: &str) -> Talk {
         Ok(talk)
     })
     .unwrap()
+}
+
+/// Kills the task that a UDP socket's datagrams go to: the socket's next ones reach another.
+fn kill_task_of(swarm: &Swarm, node: &str, kept: &mut Talk) {
+    let task = kept.ask().task.unwrap();
+    let container = task.rsplit('@').next().unwrap();
+    swarm.node(node).docker(&format!("kill {container}")).unwrap();
+    eventually("a datagram of the kept socket to reach another task", 2 * SECOND, || {
+        let seen = kept.ask();
+        ensure!(seen.task.as_ref().is_some_and(|other| *other != task), "{seen}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// A drained node has no agent: Swarm ends the tasks of global services there, too. Its kernel
@@ -293,18 +308,63 @@ services:
   back:
     image: task:v2
     ports: ["8007:80"]
+    networks: [default, shared]
     deploy: {replicas: 2, endpoint_mode: vip}
+networks:
+  shared: {external: true}
+"#;
+
+const SECOND_STACK: &str = r#"version: "3.8"
+services:
+  guest:
+    image: task:v1
+    networks: [shared]
+  stranger:
+    image: task:v1
+networks:
+  shared: {external: true}
 "#;
 
 fn stack(swarm: &Swarm) {
-    let file = swarm.node("n1").host().run_dir().join("shop.yml");
-    fs::write(&file, STACK).unwrap();
-    swarm.deploy("shop", &[&file]).unwrap();
+    swarm.docker("network create -d overlay shared").unwrap();
+    for (stack, text) in [("shop", STACK), ("visit", SECOND_STACK)] {
+        let file = swarm.node("n1").host().run_dir().join(format!("{stack}.yml"));
+        fs::write(&file, text).unwrap();
+        swarm.deploy(stack, &[&file]).unwrap();
+    }
     for (service, port) in [("shop_front", 8006), ("shop_back", 8007)] {
         swarm.wait_running(service, 2).unwrap();
         swarm.wait_answered(&all(swarm), service, (How::Tcp, port)).unwrap();
     }
     say(swarm, "both services of the stack answer");
+    swarm.wait_running("visit_guest", 1).unwrap();
+    swarm.wait_running("visit_stranger", 1).unwrap();
+    // By the name that Docker's resolver knows, at the virtual address behind it.
+    reaches_both(swarm, "shop_front", "back");
+    reaches_both(swarm, "visit_guest", "shop_back");
+    let strange = ask_from(swarm, "visit_stranger", "shop_back:80");
+    assert_eq!(strange.task, None, "not on its network");
+    say(swarm, "a second stack reaches a service of the first on the network that both share");
+}
+
+/// A container of one service is answered by both tasks of another, asked by its name.
+fn reaches_both(swarm: &Swarm, from: &str, name: &str) {
+    eventually(&format!("both tasks of {name} to answer {from}"), SETTLE, || {
+        let answered: BTreeSet<_> =
+            (0..4).map(|_| ask_from(swarm, from, &format!("{name}:80")).task).collect();
+        ensure!(answered.len() == 2 && !answered.contains(&None), "{answered:?}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// What a container of a service sees when it asks.
+fn ask_from(swarm: &Swarm, service: &str, target: &str) -> Seen {
+    let task = swarm.tasks(service).unwrap().pop().unwrap();
+    let probes = serde_json::to_string(&[Probe::tcp(target)]).unwrap();
+    let arguments = ["exec", &task.container, "/weir-lab-task", "probe", &probes];
+    let answer = swarm.node(&task.node).docker_with(&arguments).unwrap();
+    serde_json::from_str::<Vec<Seen>>(&answer).unwrap().pop().unwrap()
 }
 
 #[test]

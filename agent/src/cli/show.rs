@@ -14,7 +14,7 @@ use super::{
 use crate::{
     api::{
         CountersView, Nodes, PortState, PortView, ServiceView, Services, StateDump, Status,
-        TaskView,
+        TaskView, VipView,
     },
     document::nearest,
     health::Condition,
@@ -131,6 +131,9 @@ fn services_text(answer: &Services, stats: bool) -> String {
                 port_rows(&mut table, service, port);
             }
         }
+        for vip in &service.vips {
+            vip_row(&mut table, service, vip, stats);
+        }
         // The kernel counts by task, whichever port a flow came in by.
         for task in service.tasks.iter().filter(|_| stats) {
             let addresses: Vec<String> = task.addresses.iter().map(ToString::to_string).collect();
@@ -151,6 +154,21 @@ fn port_rows(table: &mut Table, service: &ServiceView, port: &PortView) {
         let (name, node) = (task.name.as_str(), task.node.as_str());
         table.row([&address, name, node, &weight, &active, &task_state(task)]);
     }
+}
+
+/// A virtual address has no ports: any of its tasks is reached at any port.
+fn vip_row(table: &mut Table, service: &ServiceView, vip: &VipView, stats: bool) {
+    let (address, name) = (format!("VIP {}", vip.address), service.name.as_str());
+    let connections = vip.connections.map_or_else(String::new, |count| count.to_string());
+    if stats {
+        table.row([&address, name, &connections, "", "", "", ""]);
+        return;
+    }
+    let state = match vip.connections {
+        Some(_) => format!("{connections} connections from here"),
+        None => "nothing here is on its network".to_owned(),
+    };
+    table.row([&address, name, "", "any", "", &state]);
 }
 
 fn frontend(port: &PortView) -> String {

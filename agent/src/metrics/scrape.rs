@@ -1,6 +1,6 @@
 //! One moment, told as metrics.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use prometheus_client::{
     collector::Collector,
@@ -9,8 +9,9 @@ use prometheus_client::{
 };
 use weir_loader::Counters;
 use weir_mesh::{
-    Ident, Service,
+    Ident, NetworkId, Service,
     install::{BackendState, Frontend},
+    vip::VipKey,
 };
 
 use crate::{
@@ -48,6 +49,14 @@ struct PortRow<'a> {
     protocol: String,
     port: String,
     counters: Counters,
+}
+
+/// A virtual address with its labels' texts.
+struct VipRow<'a> {
+    service: &'a str,
+    network: &'a str,
+    address: String,
+    connections: u64,
 }
 
 /// A task with its labels' texts.
@@ -129,6 +138,10 @@ impl Scrape {
             let series = rows.iter().map(|row| (row.labels(), value(&row.counters)));
             out.counter(&format!("service_{name}"), help, series)?;
         }
+        let vips: Vec<_> = self.all_services().flat_map(|service| self.vips(service)).collect();
+        let help = "Connections that a virtual address gave a task, from this node";
+        let series = vips.iter().map(|row| (row.labels(), row.connections));
+        out.counter("vip_connections", help, series)?;
         let active = self.all_services().map(|service| {
             let active: u64 = self.tasks(service).map(|row| row.active()).sum();
             (vec![("service", service.name.as_str())], signed(active))
@@ -197,6 +210,22 @@ impl Scrape {
         })
     }
 
+    fn vips<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = VipRow<'a>> {
+        let all = |(network, all): (&'a NetworkId, &'a Vec<IpAddr>)| {
+            let key = move |address: &'a IpAddr| (network, address);
+            all.iter().map(key).collect::<Vec<_>>()
+        };
+        service.vips.iter().flat_map(all).filter_map(|(network, address)| {
+            let key = VipKey { network: Ident::of_network(network), address: *address };
+            Some(VipRow {
+                service: service.name.as_str(),
+                network: network.as_str(),
+                address: address.to_string(),
+                connections: *self.now.stats.vips.get(&key)?,
+            })
+        })
+    }
+
     fn tasks<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = TaskRow<'a>> {
         service.tasks.iter().map(|task| {
             let ident = Ident::of_task(&service.name, &task.name, &task.node);
@@ -230,6 +259,12 @@ impl fmt::Debug for Scrape {
 impl PortRow<'_> {
     fn labels(&self) -> Labels<'_> {
         vec![("service", self.service), ("protocol", &self.protocol), ("port", &self.port)]
+    }
+}
+
+impl VipRow<'_> {
+    fn labels(&self) -> Labels<'_> {
+        vec![("service", self.service), ("network", self.network), ("address", &self.address)]
     }
 }
 

@@ -13,7 +13,7 @@ use weir_mesh::{
     Generation, Installed, Limits, MapOp, MeshSnapshot, Node, NodeName, Port, Protocol,
     PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
     install::{BackendIndex, Frontend, Via},
-    vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
+    vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 
 use super::Kernel;
@@ -67,6 +67,11 @@ impl Kernel for Fake {
 
     fn installed_vips(&self) -> Result<InstalledVips, Error> {
         Ok(self.0.borrow().vips.clone())
+    }
+
+    fn vip_connections(&self) -> Result<BTreeMap<VipKey, u64>, Error> {
+        let records = &self.0.borrow().vips.records;
+        Ok(records.values().map(|record| (record.key, 4)).collect())
     }
 
     fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, NetnsCooki
 use weir_mesh::{
     Installed, Limits, MapOp,
     install::{BackendIndex, Via},
-    vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
+    vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 
 /// A data plane that a [`super::Reconciler`] can drive: the kernel's, or one in memory in tests.
@@ -25,6 +25,8 @@ pub trait Kernel {
     fn vip_limits(&self) -> VipLimits;
     /// What these maps hold now.
     fn installed_vips(&self) -> Result<InstalledVips, Error>;
+    /// How many connections each virtual address has given a task, on this node.
+    fn vip_connections(&self) -> Result<BTreeMap<VipKey, u64>, Error>;
     /// Applies one operation on virtual addresses; an error leaves the maps as they were.
     fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error>;
     /// The network namespace of the host.
@@ -71,6 +73,10 @@ impl Kernel for Dataplane {
 
     fn installed_vips(&self) -> Result<InstalledVips, Error> {
         Self::installed_vips(self)
+    }
+
+    fn vip_connections(&self) -> Result<BTreeMap<VipKey, u64>, Error> {
+        Self::vip_connections(self)
     }
 
     fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error> {

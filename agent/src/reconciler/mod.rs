@@ -189,7 +189,10 @@ impl<K: Kernel> Reconciler<K> {
     /// Counters by task.
     pub fn stats(&self) -> Result<StatsReport, Error> {
         let stats = self.kernel.stats()?;
-        Ok(StatsReport::new(stats, &self.census, self.expired, self.planner.installed()))
+        let installed = self.planner.installed();
+        let mut report = StatsReport::new(stats, &self.census, self.expired, installed);
+        report.vips = self.kernel.vip_connections()?;
+        Ok(report)
     }
 
     /// What this node's own tasks have said to new connections.

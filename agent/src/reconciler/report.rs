@@ -10,6 +10,7 @@ use weir_loader::{Answers, Attachments, Counters, FlowCensus, Stats};
 use weir_mesh::{
     Generation, Ident,
     install::{BackendGeneration, BackendIndex, BackendState, Frontend, Installed, Via},
+    vip::VipKey,
 };
 
 use crate::listeners::Holder;
@@ -52,6 +53,8 @@ pub struct StatsReport {
     pub read: Instant,
     /// By published port.
     pub frontends: BTreeMap<Frontend, Counters>,
+    /// Connections by virtual address, of networks that something of this node is attached to.
+    pub vips: BTreeMap<VipKey, u64>,
     /// By task, in order. There may be 100,000, for which a tree takes half as much room again.
     backends: Vec<(Ident, BackendStats)>,
     /// By drop reason.
@@ -98,6 +101,7 @@ impl StatsReport {
         Self {
             read: Instant::now(),
             frontends: BTreeMap::new(),
+            vips: BTreeMap::new(),
             backends: Vec::new(),
             drops: BTreeMap::new(),
             maps: BTreeMap::new(),
@@ -134,6 +138,7 @@ impl StatsReport {
         Self {
             read: Instant::now(),
             frontends: stats.frontends,
+            vips: BTreeMap::new(),
             backends,
             drops: stats.drops,
             maps: stats.maps,

@@ -113,16 +113,17 @@ async fn a_change_of_a_service_is_seen_by_its_event_and_not_by_waiting() {
 #[tokio::test]
 async fn a_label_that_is_not_taken_is_said_and_the_service_runs() {
     let mut watched = Watched::with_a_task();
-    let wrong = service(json!({ "weir.balance": "fair", "weir.allow": "10.0.0.0/8", "mine": "1" }));
+    let wrong = service(json!({ "weir.balance": "fair", "weir.return": "direct", "mine": "1" }));
     watched.dockerd.say("/services", json!([wrong]));
     let state = watched.until(|state| !state.notes.is_empty()).await;
     let notes: Vec<String> = state.notes.iter().map(ToString::to_string).collect();
     assert_eq!(
         notes,
         [
-            "service web: weir.allow = 10.0.0.0/8: not supported yet; take the label away: it \
-             does nothing",
-            "service web: weir.balance = fair: no such choice; write round-robin, random or maglev",
+            "service web: weir.balance = fair: no such choice; write round-robin, random, maglev or \
+             source",
+            "service web: weir.return = direct: not supported yet; take the label away: it does \
+             nothing",
         ]
     );
     watched.until_tasks(&[ACTIVE]).await;

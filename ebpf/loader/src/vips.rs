@@ -1,6 +1,9 @@
 //! Virtual addresses in the kernel's maps.
 
-use std::{collections::BTreeSet, mem::offset_of};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::offset_of,
+};
 
 use weir_abi::{Region as Cells, Space, Vip, VipKey as Key};
 use weir_mesh::{
@@ -28,6 +31,21 @@ impl Dataplane {
     /// When a map cannot be read.
     pub fn installed_vips(&self) -> Result<InstalledVips, Error> {
         self.store.installed_vips()
+    }
+
+    /// How many connections, or sockets that send datagrams, were given a task by each virtual address
+    /// on this node, since it is in the kernel.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn vip_connections(&self) -> Result<BTreeMap<VipKey, u64>, Error> {
+        let mut counted = BTreeMap::new();
+        self.store.maps.vips.visit(|_, vip| {
+            if vip.key.network != 0 {
+                counted.insert(key_from_abi(&vip.key), u64::from(vip.turn));
+            }
+        })?;
+        Ok(counted)
     }
 
     /// Applies one operation. An error leaves the maps as they were before it.
