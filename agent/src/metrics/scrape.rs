@@ -171,7 +171,8 @@ impl Scrape {
 
     /// Of this node's tasks: whether they are healthy.
     fn health(&self, out: &mut Out<'_, '_>, shown: bool) -> fmt::Result {
-        let tasks: Vec<_> = self.now.health.values().filter(|_| shown).collect();
+        let own = |task: &&TaskHealth| shown && task.node == self.now.config.node.name;
+        let tasks: Vec<_> = self.now.health.values().filter(own).collect();
         let help = "Whether this node lets its task have new flows, as far as health is concerned";
         let healthy = tasks.iter().map(|task| (health_labels(task), i64::from(task.healthy)));
         out.gauge("task_healthy", help, healthy)?;

@@ -15,7 +15,7 @@ use weir_mesh::{
     install::BackendState,
 };
 
-use super::{Finding, Held, LocalHealth, Purpose, Target, Targets, TaskHealth};
+use super::{Finding, Held, LocalHealth, Others, Purpose, Target, Targets, TaskHealth};
 use crate::diff::{Change, each_change};
 
 type Services = BTreeMap<ServiceName, Arc<Service>>;
@@ -32,6 +32,8 @@ pub struct Book {
     services: Services,
     tasks: BTreeMap<ServiceName, BTreeMap<TaskName, Entry>>,
     names: BTreeMap<Ident, (ServiceName, TaskName)>,
+    /// What other nodes say of theirs.
+    others: Arc<Others>,
     /// Services with tasks that are out, as they are to be in the snapshot.
     changed: Services,
 }
@@ -68,6 +70,7 @@ impl Book {
             services: Services::new(),
             tasks: BTreeMap::new(),
             names: BTreeMap::new(),
+            others: Arc::default(),
             changed: Services::new(),
         }
     }
@@ -99,7 +102,17 @@ impl Book {
             Finding::Seen(tasks) => tasks
                 .into_iter()
                 .fold(false, |changed, (task, seen)| self.seen(task, seen, now) || changed),
+            Finding::Others(others) => self.heard(others),
         }
+    }
+
+    fn heard(&mut self, others: Arc<Others>) -> bool {
+        let older = std::mem::replace(&mut self.others, others);
+        let services = self.services.values();
+        let touched = services.filter(|service| self.others.differs(&older, service));
+        let touched: Vec<ServiceName> = touched.map(|service| service.name.clone()).collect();
+        touched.iter().for_each(|name| self.judge(name));
+        !touched.is_empty()
     }
 
     /// Lets time pass; true as for [`Book::note`].
@@ -166,15 +179,29 @@ impl Book {
         Arc::new(targets)
     }
 
-    /// How the tasks are that are judged at all.
+    /// How the tasks are that are judged at all, and those that others have taken out.
     pub fn health(&self) -> LocalHealth {
         let mut health = BTreeMap::new();
         for (service, tasks) in &self.tasks {
             for (task, entry) in tasks {
                 let Entry { ident, healthy, ejections, .. } = *entry;
-                let (service, task) = (service.clone(), task.clone());
+                let (service, task, node) = (service.clone(), task.clone(), self.node.clone());
                 let reason = entry.reason.clone();
-                health.insert(ident, TaskHealth { service, task, healthy, reason, ejections });
+                let told = TaskHealth { service, task, node, healthy, reason, ejections };
+                health.insert(ident, told);
+            }
+        }
+        for service in self.changed.keys().filter_map(|name| self.services.get(name)) {
+            let reasons = self.others.reasons(service, &self.node);
+            for task in &service.tasks {
+                let ident = Ident::of_task(&service.name, &task.name, &task.node);
+                let Some(reason) = reasons.get(&ident) else { continue };
+                let (name, node) = (task.name.clone(), task.node.clone());
+                let reason = Some(reason.to_string());
+                let (healthy, ejections) = (false, 0);
+                let service = service.name.clone();
+                let told = TaskHealth { service, task: name, node, healthy, reason, ejections };
+                health.insert(ident, told);
             }
         }
         Arc::new(health)
@@ -269,27 +296,21 @@ impl Book {
 
     /// Decides which tasks of a service are out.
     fn judge(&mut self, name: &ServiceName) {
-        let (Some(service), Some(tasks)) = (self.services.get(name), self.tasks.get_mut(name))
-        else {
+        let Some(service) = self.services.get(name) else {
             self.changed.remove(name);
             return;
         };
-        let serves = |task: &&Task| task.state == TaskState::Active && task.weight > 0;
-        let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
-        let here = |task: &&&Task| task.node == self.node;
-        let mine = || serving.iter().filter(here).filter_map(|task| tasks.get(&task.name));
-        let failing = mine().filter(|entry| entry.fails()).count();
-        let ejected = mine().filter(|entry| !entry.fails() && entry.is_ejected()).count();
-        let settings = service.health.ejection;
-        // In host mode the tasks of other nodes are no help to this one's clients.
-        let host_mode = service.ports.iter().any(|port| port.mode == PublishMode::Host);
-        let all = if host_mode { mine().count() } else { serving.len() };
-        let spared = settings.filter(|it| spares(all, failing, ejected, it));
-        tasks.iter_mut().for_each(|(task, entry)| entry.conclude(spared.as_ref(), name, task));
+        let mut none = BTreeMap::new();
+        let tasks = self.tasks.get_mut(name).unwrap_or(&mut none);
+        judge_own(&self.node, service, tasks);
+        let reasons = self.others.reasons(service, &self.node);
         let out = |task: &Task| {
-            task.node == self.node
-                && task.state == TaskState::Active
-                && tasks.get(&task.name).is_some_and(|entry| !entry.healthy)
+            let ident = || Ident::of_task(name, &task.name, &task.node);
+            task.state == TaskState::Active
+                && match task.node == self.node {
+                    true => tasks.get(&task.name).is_some_and(|entry| !entry.healthy),
+                    false => !reasons.is_empty() && reasons.contains_key(&ident()),
+                }
         };
         if !service.tasks.iter().any(out) {
             self.changed.remove(name);
@@ -302,6 +323,23 @@ impl Book {
             self.changed.insert(name.clone(), Arc::new(changed));
         }
     }
+}
+
+/// Decides which of a node's own tasks are out. What other nodes say of theirs has no part in it: two
+/// nodes that each spared theirs because of the other's would never come to an end.
+fn judge_own(node: &NodeName, service: &Service, tasks: &mut BTreeMap<TaskName, Entry>) {
+    let serves = |task: &&Task| task.state == TaskState::Active && task.weight > 0;
+    let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
+    let here = |task: &&&Task| task.node == *node;
+    let mine = || serving.iter().filter(here).filter_map(|task| tasks.get(&task.name));
+    let failing = mine().filter(|entry| entry.fails()).count();
+    let ejected = mine().filter(|entry| !entry.fails() && entry.is_ejected()).count();
+    let settings = service.health.ejection;
+    // In host mode the tasks of other nodes are no help to this one's clients.
+    let host_mode = service.ports.iter().any(|port| port.mode == PublishMode::Host);
+    let all = if host_mode { mine().count() } else { serving.len() };
+    let spared = settings.filter(|it| spares(all, failing, ejected, it));
+    tasks.iter_mut().for_each(|(task, entry)| entry.conclude(spared.as_ref(), &service.name, task));
 }
 
 /// Whether a task of these names was to take new flows. One that was not there may have been.
