@@ -13,6 +13,7 @@ use weir_loader::{Check, Dataplane, Outcome};
 
 use crate::{
     config::{Config, Overrides, SourceConfig},
+    hosts,
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -68,6 +69,13 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         follow_source(&config, reload_requests, health.clone());
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
+    let wires = hosts::Wires {
+        source: source_state.clone(),
+        view: view.clone(),
+        health: health.clone(),
+        findings: findings.clone(),
+    };
+    let others = hosts::link_up(&config, wires, &link);
     tokio::spawn(snapshots::keep(state, writer.declared()));
     tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait, chamber));
 
@@ -94,6 +102,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
     let already = opening.await.context("the reconciler's thread ended early")??;
+    hosts::settled(others, config.link.silence).await;
     // It is gone only if the writer of snapshots is.
     held.send(already).ok();
     tokio::spawn(refusals::run(reconciler.clone(), findings));

@@ -108,11 +108,19 @@ fn link(now: &Observation) -> Option<Subsystem> {
             degraded(trouble.clone()).hint("other nodes do not hear of this node's tasks"),
         );
     }
+    if status.expired {
+        let reason = "this node's certificate has expired (or its clock is wrong)";
+        let hint = match &now.config.link.files {
+            Some(files) => format!("issue another: weir ca issue; it is {:?}", files.certificate),
+            None => "dockerd renews it: is it running, and does it reach a manager?".to_owned(),
+        };
+        return Some(degraded(reason.to_owned()).hint(hint));
+    }
     if let Some(trouble) = status.hub.as_ref().and_then(|hub| hub.trouble.as_ref()) {
         return Some(degraded(trouble.clone()).hint("other nodes cannot reach this manager"));
     }
     let connected = status.managers.values().filter(|peer| peer.connected).count();
-    let silent = status.managers.iter().find(|(_, peer)| !peer.connected);
+    let silent = status.managers.iter().find(|(_, peer)| !peer.connected && !peer.own);
     Some(match (silent, status.view.as_str()) {
         (Some((address, peer)), view) => {
             let why = peer.trouble.as_deref().unwrap_or("it does not answer");
@@ -125,7 +133,10 @@ fn link(now: &Observation) -> Option<Subsystem> {
         (None, "nobody") => degraded("no agent on a manager is heard".to_owned()),
         (None, "own") => {
             let alive = status.hub.as_ref().map_or(0, |hub| hub.alive);
+            let refused = status.hub.as_ref().and_then(|hub| hub.refused.back());
+            let refused = refused.map(|last| format!("last refused: {last}")).unwrap_or_default();
             Subsystem::new(name, Condition::Ok, format!("a manager's, {alive} nodes are heard"))
+                .hint(refused)
         }
         (None, view) => Subsystem::new(
             name,

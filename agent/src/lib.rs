@@ -11,6 +11,7 @@ pub mod diff;
 pub mod document;
 pub mod health;
 pub mod host;
+pub mod hosts;
 pub mod http;
 pub mod link;
 pub mod listeners;

@@ -240,3 +240,34 @@ fn an_address_that_no_interface_holds_asks_for_the_uplinks() {
                    set node.uplinks, or node.address to an address of this host";
     assert_eq!(faults[0].to_string(), message);
 }
+
+const HOSTS: &str = "[source.file]\npath = \"mesh.toml\"\n";
+
+#[test]
+fn hosts_without_certificates_have_no_link() {
+    let config = read(HOSTS, &Overrides::default()).resolve(&host()).unwrap();
+    assert_eq!(config.link.files, None);
+}
+
+#[test]
+fn hosts_with_certificates_must_be_told_whom_to_connect_to() {
+    let keys = "[link]\nca = \"/ca\"\ncertificate = \"/crt\"\nkey = \"/key\"\n";
+    let faults = read(&format!("{HOSTS}{keys}"), &Overrides::default()).resolve(&host());
+    let message = "this host: link.peers: names nobody, and there is no Swarm that would; write the \
+                   addresses of the hosts that were issued a certificate with --manager, such as \
+                   [\"10.0.0.11\"]";
+    assert_eq!(faults.unwrap_err()[0].to_string(), message);
+    let peers = format!("{HOSTS}{keys}peers = [\"10.0.0.11\"]\n");
+    let config = read(&peers, &Overrides::default()).resolve(&host()).unwrap();
+    assert!(config.link.files.is_some() && config.link.listen.port() == 7951);
+}
+
+#[test]
+fn hosts_that_are_told_of_peers_need_certificates() {
+    let text = format!("{HOSTS}[link]\npeers = [\"10.0.0.11\"]\n");
+    let faults = read(&text, &Overrides::default()).resolve(&host()).unwrap_err();
+    let message = "this host: link.peers: is set, and the link has no certificates; set link.ca, \
+                   link.certificate and link.key to what weir ca issue has made, or take link.peers \
+                   out";
+    assert_eq!(faults[0].to_string(), message);
+}

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::read::absolute_path;
+use super::{SourceConfig, read::absolute_path};
 use crate::{
     document::{Findings, Value},
     link::{PORT, identity::Files},
@@ -18,11 +18,11 @@ use crate::{
 pub struct LinkConfig {
     /// Where the hub listens while this node is a manager.
     pub listen: SocketAddr,
-    /// The agents on managers; none: those that Swarm names.
+    /// The agents on managers; none: those that Swarm names. Without Swarm at least one.
     pub peers: BTreeSet<SocketAddr>,
     /// A node that is not heard for so long is not alive.
     pub silence: Duration,
-    /// Certificates; `None`: Swarm's.
+    /// Certificates; `None`: Swarm's. Without Swarm and certificates there is no link.
     pub files: Option<Files>,
 }
 
@@ -52,7 +52,12 @@ impl LinkSettings {
     }
 
     /// Fills in what nobody wrote.
-    pub(super) fn resolve(&self, node: IpAddr, findings: &Findings<'_>) -> LinkConfig {
+    pub(super) fn resolve(
+        &self,
+        node: IpAddr,
+        source: &SourceConfig,
+        findings: &Findings<'_>,
+    ) -> LinkConfig {
         let files = match (&self.ca, &self.certificate, &self.key) {
             (Some(ca), Some(certificate), Some(key)) => {
                 let [ca, certificate, key] = [ca, certificate, key].map(PathBuf::clone);
@@ -66,11 +71,36 @@ impl LinkSettings {
                 None
             }
         };
+        if let SourceConfig::File(_) = source {
+            self.fit_hosts(files.is_some(), findings);
+        }
         LinkConfig {
             listen: self.listen.unwrap_or(SocketAddr::new(node, PORT)),
             peers: self.peers.clone().unwrap_or_default(),
             silence: self.silence.unwrap_or(Duration::from_secs(1)),
             files,
+        }
+    }
+}
+
+impl LinkSettings {
+    /// Nobody names the other hosts and gives out certificates but the operator.
+    fn fit_hosts(&self, certificates: bool, findings: &Findings<'_>) {
+        let named = self.peers.as_ref().is_some_and(|peers| !peers.is_empty());
+        let some = [&self.ca, &self.certificate, &self.key].iter().any(|file| file.is_some());
+        if certificates && !named {
+            let remedy = "write the addresses of the hosts that were issued a certificate with \
+                          --manager, such as [\"10.0.0.11\"]";
+            findings.note_host(
+                "link.peers",
+                "names nobody, and there is no Swarm that would",
+                remedy,
+            );
+        }
+        if named && !some {
+            let remedy = "set link.ca, link.certificate and link.key to what weir ca issue has made, \
+                          or take link.peers out";
+            findings.note_host("link.peers", "is set, and the link has no certificates", remedy);
         }
     }
 }

@@ -25,7 +25,7 @@ impl Settings {
         let node = self.node(host, &findings);
         let dataplane = self.dataplane(host, &findings);
         let config = node.zip(dataplane).map(|(node, dataplane)| {
-            let link = self.link.resolve(node.address, &findings);
+            let link = self.link.resolve(node.address, &self.source(), &findings);
             self.config(node, dataplane, link)
         });
         match config {

@@ -71,6 +71,8 @@ pub enum Choice {
 #[derive(Debug, Default)]
 struct Peer {
     node: Option<NodeId>,
+    /// It is this node itself, which needs no connection.
+    own: bool,
     connected: bool,
     ready: bool,
     heard: Option<Instant>,
@@ -129,6 +131,7 @@ impl Client {
     pub fn peers(&self) -> BTreeMap<SocketAddr, PeerStatus> {
         let status = |peer: &Peer| PeerStatus {
             node: peer.node.as_ref().map(ToString::to_string),
+            own: peer.own,
             connected: peer.connected,
             ready: peer.ready,
             trouble: peer.trouble.clone(),
@@ -228,7 +231,7 @@ impl Client {
 
     fn lost(&self, address: SocketAddr, reason: &str) {
         self.with_peer(address, |peer| {
-            if peer.trouble.as_deref() != Some(reason) {
+            if peer.trouble.as_deref() != Some(reason) && !peer.own {
                 warn!(%address, reason, "no connection to a manager's agent");
             }
             peer.trouble = Some(reason.to_owned());

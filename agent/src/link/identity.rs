@@ -90,6 +90,19 @@ pub enum Error {
         /// What would be right.
         wanted: &'static str,
     },
+    /// It is another node's.
+    #[error(
+        "{path:?} is the certificate of {named}, and this node is {node}; set node.name, or issue one \
+         with weir ca issue --node {node}"
+    )]
+    Stranger {
+        /// The certificate.
+        path: PathBuf,
+        /// This node.
+        node: NodeId,
+        /// Whose it is.
+        named: NodeId,
+    },
     /// The parts do not fit together.
     #[error("{path:?}: {problem}; the certificate, the key and the authority must belong together")]
     Unfit {

@@ -11,7 +11,7 @@ pub mod hub;
 pub mod identity;
 pub mod keeper;
 pub mod metrics;
-mod reading;
+pub mod reading;
 pub mod status;
 mod stream;
 pub mod table;
@@ -29,7 +29,7 @@ use std::{
 };
 
 use tokio::{sync::watch, task::JoinSet};
-use weir_mesh::cluster::{Declared, Report};
+use weir_mesh::cluster::{Declared, NodeId, Report};
 
 use client::{Choice, Client};
 use hub::{Hub, Serving};
@@ -54,6 +54,8 @@ pub struct Settings {
     pub silence: Duration,
     /// How often the certificates' files are looked at.
     pub look: Duration,
+    /// Whose certificate it must be; `None`: whatever node it names is this one.
+    pub node: Option<NodeId>,
 }
 
 /// What the link is told.
@@ -85,7 +87,7 @@ pub struct Link {
 pub fn start(settings: &Settings, inputs: Inputs) -> Link {
     let Inputs { files, managers, declared, report } = inputs;
     let counters = Arc::new(Counters::default());
-    let known = keeper::keep(files, settings.look);
+    let known = keeper::keep(files, settings);
     let hub = Hub::new(settings, counters.clone());
     let serving = Serving::new(hub.clone(), settings.listen, known.clone());
     let client = Client::new(settings.silence, counters.clone(), known.clone());
@@ -103,7 +105,7 @@ pub fn start(settings: &Settings, inputs: Inputs) -> Link {
 impl Settings {
     /// Listens at `address`, with everything else as it is by default.
     pub fn at(address: SocketAddr) -> Self {
-        Self { listen: address, silence: Duration::from_secs(1), look: LOOK }
+        Self { listen: address, silence: Duration::from_secs(1), look: LOOK, node: None }
     }
 }
 
@@ -137,6 +139,7 @@ impl Link {
         LinkStatus {
             identity: who.map(ToString::to_string),
             days_left: who.map(|who| who.left().as_secs() / 86_400),
+            expired: who.is_some_and(|who| who.left().is_zero()),
             identity_trouble: known.trouble,
             hub: manager.then(|| self.hub_status()),
             view,

@@ -19,6 +19,8 @@ pub struct LinkStatus {
     pub identity: Option<String>,
     /// Days until that certificate ends.
     pub days_left: Option<u64>,
+    /// Whether that certificate has expired.
+    pub expired: bool,
     /// What is wrong with the certificates.
     pub identity_trouble: Option<String>,
     /// The hub, on managers.
@@ -51,6 +53,8 @@ pub struct HubStatus {
 pub struct PeerStatus {
     /// The node, once it has shown a certificate.
     pub node: Option<String>,
+    /// Whether it is this node itself, which needs no connection.
+    pub own: bool,
     /// Whether it is connected.
     pub connected: bool,
     /// Whether it can tell a whole view.

@@ -1,6 +1,6 @@
 //! One moment, told as metrics.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
@@ -184,7 +184,8 @@ impl Scrape {
 
     /// Of this node's tasks: whether they are healthy.
     fn health(&self, out: &mut Out<'_, '_>, shown: bool) -> fmt::Result {
-        let tasks: Vec<_> = self.now.health.values().filter(|_| shown).collect();
+        let own = |task: &&Arc<TaskHealth>| shown && task.node == self.now.config.node.name;
+        let tasks: Vec<_> = self.now.health.values().filter(own).collect();
         let help = "Whether this node lets its task have new flows, as far as health is concerned";
         let healthy = tasks.iter().map(|task| (health_labels(task), i64::from(task.healthy)));
         out.gauge("task_healthy", help, healthy)?;

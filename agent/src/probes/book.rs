@@ -15,7 +15,7 @@ use weir_mesh::{
     install::BackendState,
 };
 
-use super::{Finding, Held, LocalHealth, Purpose, Target, Targets, TaskHealth};
+use super::{Finding, Held, LocalHealth, Others, Purpose, Target, Targets, TaskHealth};
 use crate::diff::{Change, each_change};
 
 type Services = BTreeMap<ServiceName, Arc<Service>>;
@@ -33,6 +33,8 @@ pub struct Book {
     /// Boxed, since most services have a task or two on a node, and a map makes room for eleven.
     tasks: BTreeMap<ServiceName, BTreeMap<TaskName, Box<Entry>>>,
     names: BTreeMap<Ident, (ServiceName, TaskName)>,
+    /// What other nodes say of theirs.
+    others: Arc<Others>,
     /// Services with tasks that are out, as they are to be in the snapshot.
     changed: Services,
 }
@@ -71,6 +73,7 @@ impl Book {
             services: Services::new(),
             tasks: BTreeMap::new(),
             names: BTreeMap::new(),
+            others: Arc::default(),
             changed: Services::new(),
         }
     }
@@ -111,7 +114,17 @@ impl Book {
             Finding::Seen(tasks) => tasks
                 .into_iter()
                 .fold(false, |changed, (task, seen)| self.seen(task, seen, now) || changed),
+            Finding::Others(others) => self.heard(others),
         }
+    }
+
+    fn heard(&mut self, others: Arc<Others>) -> bool {
+        let older = std::mem::replace(&mut self.others, others);
+        let services = self.services.values();
+        let touched = services.filter(|service| self.others.differs(&older, service));
+        let touched: Vec<ServiceName> = touched.map(|service| service.name.clone()).collect();
+        touched.iter().for_each(|name| self.judge(name));
+        !touched.is_empty()
     }
 
     /// Lets time pass; true as for [`Book::note`].
@@ -181,11 +194,29 @@ impl Book {
         Arc::new(targets)
     }
 
-    /// How the tasks are that are judged at all.
+    /// How the tasks are that are judged at all, and those that others have taken out.
     pub fn health(&self) -> LocalHealth {
         let entries = self.tasks.values().flat_map(BTreeMap::values);
         let told = entries.filter_map(|entry| Some((entry.ident, entry.told.clone()?)));
-        Arc::new(told.collect())
+        let mut health: BTreeMap<_, _> = told.collect();
+        for service in self.changed.keys().filter_map(|name| self.services.get(name)) {
+            let reasons = self.others.reasons(service, &self.node);
+            for task in &service.tasks {
+                let ident = Ident::of_task(&service.name, &task.name, &task.node);
+                let Some(reason) = reasons.get(&ident) else { continue };
+                let told = TaskHealth {
+                    service: service.name.clone(),
+                    task: task.name.clone(),
+                    node: task.node.clone(),
+                    healthy: false,
+                    verdict: None,
+                    reason: Some(reason.to_string()),
+                    ejections: 0,
+                };
+                health.insert(ident, Arc::new(told));
+            }
+        }
+        Arc::new(health)
     }
 
     fn forget(&mut self, service: &ServiceName) {
@@ -289,32 +320,24 @@ impl Book {
         };
         let mut none = BTreeMap::new();
         let tasks = self.tasks.get_mut(name).unwrap_or(&mut none);
-        let here = |task: &Task| task.node == self.node;
-        // In host mode the tasks of other nodes are no help to this one's clients.
-        let host_mode = service.ports.iter().any(|port| port.mode == PublishMode::Host);
-        let serves = |task: &&Task| {
-            task.state == TaskState::Active && task.weight > 0 && (!host_mode || here(task))
-        };
-        let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
-        let verdict = |task: &&Task| match here(task) {
-            true => tasks.get(&task.name).and_then(|entry| entry.verdict()),
-            false => task.verdict.clone(),
-        };
-        let verdicts: Vec<Verdict> = serving.iter().filter_map(verdict).collect();
-        let ejected = verdicts.iter().filter(|it| matches!(it, Verdict::Ejected { .. })).count();
-        let failing = verdicts.len() - ejected;
-        let settings = service.health.ejection;
-        let spared = settings.filter(|it| spares(serving.len(), failing, ejected, it));
-        tasks.iter_mut().for_each(|(task, entry)| entry.conclude(spared.as_ref(), name, task));
+        let spared = spared(&self.node, service, tasks);
+        tasks.iter_mut().for_each(|(task, entry)| {
+            entry.conclude(spared.as_ref(), &self.node, name, task);
+        });
         let is_out = |verdict: &Verdict| match verdict {
             Verdict::Failing { .. } => true,
-            Verdict::Ejected { .. } => settings.is_some() && spared.is_none(),
+            Verdict::Ejected { .. } => service.health.ejection.is_some() && spared.is_none(),
+        };
+        let reasons = self.others.reasons(service, &self.node);
+        let others_say = |task: &Task| {
+            let ident = || Ident::of_task(name, &task.name, &task.node);
+            !reasons.is_empty() && reasons.contains_key(&ident())
         };
         let out = |task: &Task| {
             task.state == TaskState::Active
-                && match here(task) {
+                && match task.node == self.node {
                     true => tasks.get(&task.name).is_some_and(|entry| !entry.healthy),
-                    false => task.verdict.as_ref().is_some_and(is_out),
+                    false => task.verdict.as_ref().is_some_and(is_out) || others_say(task),
                 }
         };
         if !service.tasks.iter().any(out) {
@@ -328,6 +351,32 @@ impl Book {
             self.changed.insert(name.clone(), Arc::new(changed));
         }
     }
+}
+
+/// By which settings ejected tasks are spared, if so many are out that none may go.
+///
+/// The verdicts on other nodes' tasks count where they are known: verdicts, not what followed from
+/// them. Two nodes that each spared theirs because of the other's would never come to an end.
+fn spared(
+    node: &NodeName,
+    service: &Service,
+    tasks: &BTreeMap<TaskName, Box<Entry>>,
+) -> Option<Ejection> {
+    let here = |task: &Task| task.node == *node;
+    // In host mode the tasks of other nodes are no help to this one's clients.
+    let host_mode = service.ports.iter().any(|port| port.mode == PublishMode::Host);
+    let serves = |task: &&Task| {
+        task.state == TaskState::Active && task.weight > 0 && (!host_mode || here(task))
+    };
+    let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
+    let verdict = |task: &&Task| match here(task) {
+        true => tasks.get(&task.name).and_then(|entry| entry.verdict()),
+        false => task.verdict.clone(),
+    };
+    let verdicts: Vec<Verdict> = serving.iter().filter_map(verdict).collect();
+    let ejected = verdicts.iter().filter(|it| matches!(it, Verdict::Ejected { .. })).count();
+    let failing = verdicts.len() - ejected;
+    service.health.ejection.filter(|it| spares(serving.len(), failing, ejected, it))
 }
 
 /// Whether a task of these names was to take new flows. One that was not there may have been.
@@ -388,14 +437,20 @@ impl Entry {
     }
 
     /// Notes what follows, given whether the panic threshold keeps ejected tasks in.
-    fn conclude(&mut self, spared: Option<&Ejection>, service: &ServiceName, task: &TaskName) {
+    fn conclude(
+        &mut self,
+        spared: Option<&Ejection>,
+        node: &NodeName,
+        service: &ServiceName,
+        task: &TaskName,
+    ) {
         let was = self.healthy;
         let ejected = self.is_ejected() && spared.is_none();
         self.ejections += u64::from(ejected && !self.ejected);
         self.ejected = ejected;
         self.healthy = !self.fails() && !ejected;
         self.reason = self.reason_now(spared);
-        self.tell(service, task);
+        self.tell(node, service, task);
         match (was, self.healthy) {
             (true, false) => {
                 let reason = self.reason.as_deref().unwrap_or_default();
@@ -407,10 +462,11 @@ impl Entry {
     }
 
     /// Notes what others are told, anew only if it is another than before.
-    fn tell(&mut self, service: &ServiceName, task: &TaskName) {
+    fn tell(&mut self, node: &NodeName, service: &ServiceName, task: &TaskName) {
         let told = TaskHealth {
             service: service.clone(),
             task: task.clone(),
+            node: node.clone(),
             healthy: self.healthy,
             verdict: self.verdict(),
             reason: self.reason.clone(),

@@ -61,9 +61,14 @@ pub fn wired(node: NodeName) -> (Chamber, Wires) {
 impl Chamber {
     /// Waits until it is known what the kernel holds; `None` if that will never be.
     pub async fn open(self) -> Option<Judge> {
-        let Self { node, held, findings, targets, health } = self;
-        let book = Book::new(node, held.await.ok()?);
-        Some(Judge { book, epoch: Instant::now(), findings, targets, health })
+        let Self { node, held, mut findings, targets, health } = self;
+        let mut book = Book::new(node, held.await.ok()?);
+        let epoch = Instant::now();
+        // What is known already counts from the first snapshot on.
+        while let Ok(finding) = findings.try_recv() {
+            book.note(finding, Moment(epoch.elapsed()));
+        }
+        Some(Judge { book, epoch, findings, targets, health })
     }
 }
 

@@ -9,16 +9,19 @@
 mod ask;
 pub mod book;
 pub mod judge;
+mod others;
 pub mod prober;
 pub mod refusals;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use weir_mesh::{
-    Ident, ServiceName, TaskName,
+    Ident, NodeName, ServiceName, TaskName,
     health::{Check, Seen, Verdict},
     install::BackendState,
 };
+
+pub use others::Others;
 
 /// Tasks of this node that the kernel held when the agent began, and in which state.
 pub type Held = BTreeMap<Ident, BackendState>;
@@ -30,6 +33,8 @@ pub enum Finding {
     Probed(Ident, Purpose, Result<(), String>),
     /// What tasks have said to new connections since the last time.
     Seen(Vec<(Ident, Seen)>),
+    /// What other nodes say of themselves.
+    Others(Arc<Others>),
 }
 
 /// Why a task is probed.
@@ -55,13 +60,15 @@ pub struct Target {
 /// The tasks to be probed.
 pub type Targets = Arc<BTreeMap<(Ident, Purpose), Target>>;
 
-/// How a task of this node is.
+/// How a task is: one of this node that is judged at all, or one that another node has taken out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskHealth {
     /// Its service.
     pub service: ServiceName,
     /// Its name.
     pub task: TaskName,
+    /// Its node.
+    pub node: NodeName,
     /// Whether it may have new flows, as far as this is concerned.
     pub healthy: bool,
     /// What other nodes are told of it, where that is bad.
@@ -72,5 +79,5 @@ pub struct TaskHealth {
     pub ejections: u64,
 }
 
-/// How the tasks of this node are that are judged at all; what the node can say of them to others.
+/// How tasks are, as far as there is anything to be said of them.
 pub type LocalHealth = Arc<BTreeMap<Ident, Arc<TaskHealth>>>;

@@ -1,260 +1,330 @@
-//! The cluster link in one process: bytes, CPU, memory, and how long a change on one node takes to
-//! be known on all. `weir-bench-link [NODES] [TASKS] [CHANGES]`, by default 1000, 20000 and 20.
+//! The cluster link under many nodes: bytes, processor, memory, and how long a change on one node
+//! takes to be known on all. `weir-bench-link [NODES] [TASKS] [CHANGES] [WHOLE]`, by default 1000,
+//! 20000 and 20; `WHOLE`: nodes that keep the whole view, as agents do; by default all that 2 GB of
+//! memory have room for. The hub is the same program in a process of its own.
 //!
-//! Every node is a real client with a real certificate and a real connection by TLS over loopback;
-//! all of them share this machine's processors, so a time here is that of one machine doing the
-//! work of all.
+//! Every node has a certificate and a connection by TLS over loopback; all share this machine's
+//! processors, so a time here is that of one machine doing the work of all.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
-    sync::Arc,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
 use weir::link::{
     ClusterView, From, Inputs, Link, Settings,
     ca::{self, Request},
-    identity::Role,
+    identity::{Files, Role},
     start,
+    tls::Tls,
 };
-use weir_mesh::{
-    ServiceName, TaskName,
-    cluster::{
-        Availability, Declared, DeclaredNode, DeclaredTask, Life, NodeId, Report, ReportedNode,
-        ReportedTask, ServiceId, TaskId, WishedState,
-    },
+use weir_bench::link::{
+    cluster::{Size, mark, name},
+    hub::{self, HubProcess, files},
+    light::{Light, Watched},
+    usage,
 };
+use weir_mesh::cluster::{Declared, Life, NodeId, Report, TaskId};
 
-struct Node {
+/// A node as an agent has it.
+struct Whole {
+    at: usize,
     link: Link,
-    report: watch::Sender<Arc<Report>>,
     view: watch::Receiver<ClusterView>,
+    report: watch::Sender<Arc<Report>>,
     _held: Held,
 }
 
-/// What the link listens to as long as it is there.
+/// What a link listens to as long as it is there.
 struct Held {
     _declared: watch::Sender<Option<Arc<Declared>>>,
-    _managers: watch::Sender<BTreeSet<std::net::SocketAddr>>,
-    _files: watch::Sender<Option<weir::link::identity::Files>>,
+    _managers: watch::Sender<BTreeSet<SocketAddr>>,
+    _files: watch::Sender<Option<Files>>,
 }
+
+struct Bench {
+    size: Size,
+    hub: HubProcess,
+    whole: Vec<Whole>,
+    light: Vec<(usize, Light)>,
+    watched: Arc<Watched>,
+    seen: mpsc::UnboundedReceiver<Instant>,
+}
+
+/// Longest wait for everybody to know everything.
+const PATIENCE: Duration = Duration::from_secs(400);
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let mut number = |default: usize| -> Result<usize> {
-        arguments.next().map_or(Ok(default), |text| Ok(text.parse()?))
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize, default: usize| -> Result<usize> {
+        arguments.get(at).map_or(Ok(default), |text| Ok(text.parse()?))
     };
-    let (nodes, tasks, changes) = (number(1000)?, number(20_000)?, number(20)?);
-    ensure!(nodes >= 2, "two nodes at least");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(nodes, tasks, changes))
-}
-
-async fn run(nodes: usize, tasks: usize, changes: usize) -> Result<()> {
-    // Two sockets a node.
     raise_file_limit()?;
+    if let Some("--hub") = arguments.first().map(String::as_str) {
+        let size = Size { nodes: number(3, 0)?, tasks: number(4, 0)? };
+        return runtime.block_on(hub::serve(Path::new(&arguments[1]), arguments[2].parse()?, size));
+    }
+    let size = Size { nodes: number(0, 1000)?, tasks: number(1, 20_000)? };
+    ensure!(size.nodes >= 3, "three nodes at least");
+    // About 1.7 kB for each task, by each node.
+    let room = 2_000_000_000 / (size.tasks.max(1) * 1700);
+    let whole = number(3, room.clamp(1, size.nodes - 1))?.min(size.nodes - 1);
     let directory = std::env::temp_dir().join(format!("weir-bench-link-{}", std::process::id()));
-    let result = measure(&directory, nodes, tasks, changes).await;
+    let result = runtime.block_on(measure(&directory, size, number(2, 20)?, whole));
     fs::remove_dir_all(&directory).ok();
     result
 }
 
-async fn measure(
-    directory: &std::path::Path,
-    nodes: usize,
-    tasks: usize,
-    changes: usize,
-) -> Result<()> {
+async fn measure(directory: &Path, size: Size, changes: usize, whole: usize) -> Result<()> {
+    let Size { nodes, tasks } = size;
+    println!(
+        "{nodes} nodes, {tasks} tasks; {whole} nodes keep the whole view; load average {}",
+        usage::load()
+    );
     ca::init(directory, None)?;
-    println!("{nodes} nodes, {tasks} tasks, all in this process; load average {}", load());
-    let (memory, processor, begun) = (resident(), processor(), Instant::now());
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let declared = Arc::new(declare(nodes, tasks));
-    let mut all = Vec::new();
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     for at in 0..nodes {
-        let declared = (at == 0).then(|| declared.clone());
-        all.push(node(directory, at, report(at, nodes, tasks, Life::Active), declared, port)?);
+        let role = if at == 0 { Role::Manager } else { Role::Worker };
+        let request = Request { node: name(at), role, addresses: vec![address.ip()], days: 1 };
+        ca::issue(directory, &request)?;
     }
-    println!("certificates made in {:.1} s", begun.elapsed().as_secs_f64());
-    let begun = Instant::now();
-    let whole = |view: &ClusterView| {
-        view.from != From::Nobody
-            && view.reports.len() == nodes
-            && view.reports.values().all(|node| node.alive)
-            && view.reports.values().flat_map(|n| &n.report).map(|r| r.tasks.len()).sum::<usize>()
-                == tasks
-    };
-    for node in &mut all {
-        let waited = tokio::time::timeout(Duration::from_secs(300), node.view.wait_for(whole));
-        waited.await.context("a node never saw all")??;
+    let mut bench = Bench::start(directory, address, size, whole)?;
+    bench.gather("from the first connection until every node has the whole view").await?;
+    bench.rest().await?;
+    bench.change(changes).await?;
+    bench.storm().await?;
+    // Power off: nobody is told anything.
+    drop(std::mem::replace(&mut bench.hub, HubProcess::start(directory, other(address), size)?));
+    bench.light.iter().for_each(|(_, light)| light.whole.store(false, Ordering::SeqCst));
+    for node in &bench.whole {
+        let mut view = node.view.clone();
+        let lost = view.wait_for(|view| view.from == From::Nobody);
+        timeout(Duration::from_secs(30), lost).await.context("the hub was not missed")??;
     }
-    let sent = || -> u64 { all.iter().map(|node| node.link.sent_bytes()).sum() };
-    println!(
-        "from the first connection until every node has the whole view: {:.1} s, {} MB sent",
-        begun.elapsed().as_secs_f64(),
-        sent() >> 20
-    );
-    println!(
-        "memory: {} MB for the hub and {} clients, {} MB before",
-        resident() - memory,
-        nodes - 1,
-        memory
-    );
-    println!("processor so far: {:.1} s", self::processor() - processor);
+    bench.hub = HubProcess::start(directory, address, size)?;
+    bench.gather("from the start of another hub until every node has its whole view").await?;
+    println!("load average at the end {}", usage::load());
+    Ok(())
+}
 
-    let (bytes, cpu, begun) = (sent(), self::processor(), Instant::now());
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let seconds = begun.elapsed().as_secs_f64();
-    println!(
-        "at rest: {:.0} bytes/s a node sent and heard, {:.2} processors for all of them",
-        (sent() - bytes) as f64 / seconds / nodes as f64,
-        (self::processor() - cpu) / seconds
-    );
+/// An address where nobody looks.
+fn other(address: SocketAddr) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 2], address.port()))
+}
 
-    let mut times = Vec::new();
-    let (bytes, cpu) = (sent(), self::processor());
-    for change in 0..changes {
-        let at = 1 + change * 7 % (nodes - 1);
-        let life = if change % 2 == 0 { Life::Draining } else { Life::Starting };
-        let (id, task) = (NodeId::new(name(at)), TaskId::new(format!("task-{at}")));
+impl Bench {
+    fn start(directory: &Path, address: SocketAddr, size: Size, whole: usize) -> Result<Self> {
+        let (seen_in, seen) = mpsc::unbounded_channel();
+        let watched = Arc::new(Watched {
+            wanted: watch::Sender::new(None),
+            seen: seen_in,
+            heard: AtomicU64::new(0),
+            connects: AtomicU64::new(0),
+        });
+        let hub = HubProcess::start(directory, address, size)?;
+        let mut bench = Self { size, hub, whole: Vec::new(), light: Vec::new(), watched, seen };
+        for at in 1..size.nodes {
+            let files = files(directory, at);
+            let report = size.report(at, Life::Active);
+            if at <= whole {
+                bench.whole.push(Whole::start(at, files, report, address));
+                continue;
+            }
+            let tls = Arc::new(Tls::new(&files.read()?)?);
+            let from = Ipv4Addr::new(127, 1, (at / 250) as u8, (at % 250) as u8 + 1);
+            let light = Light::start(tls, (address, from), report, bench.watched.clone());
+            bench.light.push((at, light));
+        }
+        Ok(bench)
+    }
+
+    /// Waits until everybody knows everything, and says what that cost.
+    async fn gather(&mut self, what: &str) -> Result<()> {
+        let Size { nodes, tasks } = self.size;
+        let (own, begun) = (usage::processor(std::process::id()), Instant::now());
+        let before = self.hub.ask()?;
+        let whole = |view: &ClusterView| {
+            let reports = view.reports.values().flat_map(|node| &node.report);
+            view.from != From::Nobody
+                && view.reports.len() == nodes
+                && view.reports.values().all(|node| node.alive)
+                && reports.map(|report| report.tasks.len()).sum::<usize>() == tasks
+        };
+        let all = async {
+            for node in &mut self.whole {
+                node.view.wait_for(whole).await?;
+            }
+            while !self.light.iter().all(|(_, light)| light.whole.load(Ordering::SeqCst)) {
+                sleep(Duration::from_millis(20)).await;
+            }
+            anyhow::Ok(())
+        };
+        let came = timeout(PATIENCE, all).await;
+        let hub = self.hub.ask()?;
+        if came.is_err() {
+            let missing =
+                self.light.iter().filter(|(_, l)| !l.whole.load(Ordering::SeqCst)).count();
+            let status: Vec<_> = self.whole.iter().take(2).map(|node| node.link.status()).collect();
+            anyhow::bail!(
+                "never: {what}; {missing} light ones miss something; {hub:?}; {status:#?}"
+            );
+        }
+        came??;
+        println!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+        println!(
+            "  hub: {} MB sent, {:.1} s of processor, {} MB of memory; nodes: {:.1} s of processor, {} \
+             MB, {} connections of light ones so far",
+            (hub.bytes - before.bytes) >> 20,
+            hub.processor - before.processor,
+            hub.memory,
+            usage::processor(std::process::id()) - own,
+            usage::resident(std::process::id()),
+            self.watched.connects.load(Ordering::Relaxed),
+        );
+        Ok(())
+    }
+
+    async fn rest(&mut self) -> Result<()> {
+        sleep(Duration::from_secs(2)).await;
+        let (before, begun) = (self.hub.ask()?, Instant::now());
+        sleep(Duration::from_secs(5)).await;
+        let (after, seconds) = (self.hub.ask()?, begun.elapsed().as_secs_f64());
+        let per_node = |number: u64| number as f64 / seconds / self.size.nodes as f64;
+        println!(
+            "at rest the hub sends {:.0} bytes/s in {:.1} frames/s to each node, and uses {:.2} of a \
+             processor; {} nodes are alive",
+            per_node(after.bytes - before.bytes),
+            per_node(after.frames - before.frames),
+            (after.processor - before.processor) / seconds,
+            after.alive
+        );
+        Ok(())
+    }
+
+    /// One change after the other, each waited for by every node.
+    async fn change(&mut self, changes: usize) -> Result<()> {
+        let mut times = Vec::new();
+        let before = self.hub.ask()?;
+        for change in 0..changes {
+            let at = 1 + change * 7 % (self.size.nodes - 1);
+            let life = if change % 2 == 0 { Life::Draining } else { Life::Starting };
+            times.extend(self.one(at, life).await?);
+            sleep(Duration::from_millis(200)).await;
+        }
+        times.sort();
+        let at = |share: f64| milliseconds(times[((times.len() - 1) as f64 * share) as usize]);
+        let after = self.hub.ask()?;
+        println!(
+            "one change to every node, {} samples: p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms; {:.0} \
+             ms of the hub's processor each",
+            times.len(),
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            (after.processor - before.processor) / changes as f64 * 1000.0
+        );
+        Ok(())
+    }
+
+    /// Many changes at once: 5 s of 200 changes a second, each by another node.
+    async fn storm(&mut self) -> Result<()> {
+        let (before, begun) = (self.hub.ask()?, Instant::now());
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        for change in 0..1000 {
+            tick.tick().await;
+            let at = 1 + change * 13 % (self.size.nodes - 1);
+            let life = if change % 2 == 0 { Life::Down } else { Life::Active };
+            self.report(at, life);
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let last = self.one(1, Life::Starting).await?.into_iter().max().unwrap_or_default();
+        let after = self.hub.ask()?;
+        println!(
+            "1000 changes in {seconds:.1} s: {:.1} frames/s and {:.0} bytes/s to each node, {:.2} of a \
+             processor; one more change is everywhere {:.1} ms later; {} nodes are alive",
+            (after.frames - before.frames) as f64 / seconds / self.size.nodes as f64,
+            (after.bytes - before.bytes) as f64 / seconds / self.size.nodes as f64,
+            (after.processor - before.processor) / seconds,
+            milliseconds(last),
+            after.alive
+        );
+        Ok(())
+    }
+
+    fn report(&self, at: usize, life: Life) {
+        let report = self.size.report(at, life);
+        let whole = self.whole.iter().find(|node| node.at == at).map(|node| &node.report);
+        let light =
+            || self.light.iter().find(|(node, _)| *node == at).map(|(_, node)| &node.report);
+        if let Some(to) = whole.or_else(light) {
+            to.send_replace(report);
+        }
+    }
+
+    /// Changes a task, and waits for everybody.
+    async fn one(&mut self, at: usize, life: Life) -> Result<Vec<Duration>> {
+        let (id, task): (NodeId, TaskId) = (NodeId::new(name(at)), mark(at));
+        while self.seen.try_recv().is_ok() {}
+        self.watched.wanted.send_replace(Some((task.clone(), life)));
         let begun = Instant::now();
-        all[at].report.send_replace(Arc::new(report(at, nodes, tasks, life)));
+        self.report(at, life);
         let mut waiting = tokio::task::JoinSet::new();
-        for node in &all {
+        for node in &self.whole {
             let (mut view, id, task) = (node.view.clone(), id.clone(), task.clone());
             waiting.spawn(async move {
                 let seen = |view: &ClusterView| {
                     let report = view.reports.get(&id).and_then(|node| node.report.as_ref());
                     report.and_then(|r| r.tasks.get(&task)).is_some_and(|t| t.life == life)
                 };
-                let waited = tokio::time::timeout(Duration::from_secs(30), view.wait_for(seen));
-                waited.await.is_ok().then(|| begun.elapsed())
+                let waited = timeout(Duration::from_secs(30), view.wait_for(seen)).await;
+                waited.is_ok().then(|| begun.elapsed())
             });
+        }
+        let mut times = Vec::new();
+        for _ in &self.light {
+            let seen = timeout(Duration::from_secs(30), self.seen.recv()).await;
+            let seen = seen.context("a change did not arrive")?.context("nobody listens")?;
+            times.push(seen - begun);
         }
         while let Some(time) = waiting.join_next().await {
             times.push(time?.context("a change did not arrive")?);
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    times.sort();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
-    println!(
-        "one change to every node, {} samples: p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms",
-        times.len(),
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
-    println!(
-        "a change: {} kB sent (signs of life included), {:.0} ms of processor",
-        (sent() - bytes) / changes as u64 / 1000,
-        (self::processor() - cpu) / changes as f64 * 1000.0
-    );
-    println!("load average at the end {}", load());
-    Ok(())
-}
-
-fn node(
-    directory: &std::path::Path,
-    at: usize,
-    report: Report,
-    declared: Option<Arc<Declared>>,
-    port: std::net::SocketAddr,
-) -> Result<Node> {
-    let role = if at == 0 { Role::Manager } else { Role::Worker };
-    let request = Request { node: name(at), role, addresses: vec![port.ip()], days: 1 };
-    let files = ca::issue(directory, &request)?;
-    let (files_in, files) = watch::channel(Some(files));
-    let (managers_in, managers) = watch::channel(BTreeSet::from([port]));
-    let (declared_in, declared) = watch::channel(declared);
-    let (report_in, report) = watch::channel(Arc::new(report));
-    let link = start(&Settings::at(port), Inputs { files, managers, declared, report });
-    let view = link.view();
-    let _held = Held { _declared: declared_in, _managers: managers_in, _files: files_in };
-    Ok(Node { link, report: report_in, view, _held })
-}
-
-fn name(at: usize) -> String {
-    format!("node{at:021}")
-}
-
-/// The tasks of one node. The one that is called after the node is in the state `life`.
-fn report(at: usize, nodes: usize, tasks: usize, life: Life) -> Report {
-    let own = (at..tasks).step_by(nodes);
-    let task = |number: usize| ReportedTask {
-        service: ServiceId::new(format!("service{:018}", number / 10)),
-        service_name: ServiceName::new(format!("stack_service-{}", number / 10)),
-        name: TaskName::new(format!("stack_service-{}.{}.{number:025}", number / 10, number % 10)),
-        ipv4: Some("172.18.0.3".parse().unwrap_or(std::net::Ipv4Addr::LOCALHOST)),
-        ipv6: None,
-        life: if number == at { life } else { Life::Active },
-        labels: BTreeMap::from([("weir.balance".into(), "maglev".into())]),
-        networks: BTreeMap::new(),
-        ports: Vec::new(),
-        verdict: None,
-    };
-    Report {
-        node: ReportedNode {
-            hostname: format!("host-{at}"),
-            address: [10, 0, (at / 256) as u8, at as u8].into(),
-        },
-        tasks: own
-            .map(|number| (TaskId::new(format!("task-{number}")), Arc::new(task(number))))
-            .collect(),
+        Ok(times)
     }
 }
 
-fn declare(nodes: usize, tasks: usize) -> Declared {
-    let node = |at: usize| DeclaredNode {
-        hostname: format!("host-{at}"),
-        address: Some([10, 0, (at / 256) as u8, at as u8].into()),
-        availability: Availability::Active,
-        ready: true,
-        manager: None,
-    };
-    let task = |number: usize| DeclaredTask {
-        service: ServiceId::new(format!("service{:018}", number / 10)),
-        node: Some(NodeId::new(name(number % nodes))),
-        slot: Some(number as u64 % 10),
-        name: TaskName::new(format!("stack_service-{}.{}.{number:025}", number / 10, number % 10)),
-        wished: WishedState::Running,
-        running: true,
-        addresses: BTreeMap::new(),
-    };
-    Declared {
-        nodes: (0..nodes).map(|at| (NodeId::new(name(at)), Arc::new(node(at)))).collect(),
-        tasks: (0..tasks)
-            .map(|number| (TaskId::new(format!("task-{number}")), Arc::new(task(number))))
-            .collect(),
-        ..Declared::default()
+impl Whole {
+    fn start(at: usize, files: Files, report: Arc<Report>, hub: SocketAddr) -> Self {
+        let (_files, files) = watch::channel(Some(files));
+        let (_managers, managers) = watch::channel(BTreeSet::from([hub]));
+        let (_declared, declared) = watch::channel(None);
+        let (report_in, report) = watch::channel(report);
+        let link = start(&Settings::at(hub), Inputs { files, managers, declared, report });
+        let view = link.view();
+        let held = Held { _declared, _managers, _files };
+        Self { at, link, view, report: report_in, _held: held }
     }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 fn raise_file_limit() -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot raise the limit of open files")
-}
-
-/// Megabytes.
-fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
-
-/// Seconds of processor time, user and system.
-fn processor() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    // utime and stime: fields 14 and 15, of which the name is the second. Ticks are 1/100 s.
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
-}
-
-fn load() -> String {
-    fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or("").into()
 }

@@ -65,7 +65,7 @@ impl Client {
             // This is the node's own hub, which needs no connection. The address may be another's
             // one day.
             drop(stream);
-            self.with_peer(address, |peer| peer.node = Some(host.node.clone()));
+            self.with_peer(address, |peer| (peer.node, peer.own) = (Some(host.node.clone()), true));
             tokio::time::sleep(MAX_AGE / 60).await;
             return Ok(End::Renewed("this node itself"));
         }
@@ -115,7 +115,7 @@ impl Client {
         info!(%address, node = %host.node, "connected to a manager's agent");
         Counters::add(&self.counters.connects, 1);
         self.with_peer(address, |peer| {
-            peer.node = Some(host.node.clone());
+            (peer.node, peer.own) = (Some(host.node.clone()), false);
             (peer.connected, peer.heard) = (true, Some(Instant::now()));
         });
         self.news.notify_one();

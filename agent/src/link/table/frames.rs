@@ -45,7 +45,8 @@ impl Frames {
         }
         let before = self.full.range(..from).next_back();
         let follows = before.is_some_and(|(_, before)| before.to == from);
-        if !follows && !(first && from == 0) {
+        let begins = first && from == 0;
+        if !begins && !follows {
             return;
         }
         // Another one that begins within this one is of an older chain.

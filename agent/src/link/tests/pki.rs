@@ -131,7 +131,7 @@ impl TestNode {
     pub fn start_with(node: &str, root: TempDir, files: Files, listen: &str) -> Self {
         let listen = listen.parse().expect("an address");
         let look = Duration::from_millis(50);
-        let settings = Settings { listen, silence: SILENCE, look };
+        let settings = Settings { silence: SILENCE, look, ..Settings::at(listen) };
         let (files, files_out) = watch::channel(Some(files));
         let (managers, managers_out) = watch::channel(BTreeSet::new());
         let (declare, declared) = watch::channel(None);
