@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -413,38 +413,13 @@ fn kill_is_known(swarm: &Swarm) -> Vec<Duration> {
     for node in swarm.nodes() {
         node.wait_tasks("web", |tasks| takes_flows(tasks, &task.name)).unwrap();
     }
-    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    swarm.node("n2").docker(&format!("kill {}", task.container)).unwrap();
+    let n2 = swarm.node("n2");
+    let begun = SystemTime::now();
+    n2.docker(&format!("kill {}", task.container)).unwrap();
     for node in swarm.nodes() {
         node.wait_tasks("web", |tasks| !takes_flows(tasks, &task.name)).unwrap();
     }
-    let events = format!("events --since {begun} --until {} --filter event=kill", begun + 2);
-    let format = ["--format", "{{.Actor.ID}} {{.TimeNano}}"];
-    let arguments: Vec<_> = events.split(' ').chain(format).collect();
-    let events = swarm.node("n2").docker_with(&arguments).unwrap();
-    let mut words = events.lines().filter_map(|line| line.split_once(' '));
-    let (_, event) = words.find(|(container, _)| *container == task.container).unwrap();
-    let event = Duration::from_nanos(event.parse().unwrap());
-    ["n1", "n3"].map(|node| first_change_after(swarm.node(node), event) - event).to_vec()
-}
-
-/// When, since 1970, the kernel of a node was changed first after `event`: its API is a second old.
-fn first_change_after(node: &Node, event: Duration) -> Duration {
-    const DAY: u64 = 24 * 3600;
-    let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
-    let mut logs = node.daemon().command();
-    logs.args(["logs", "--since", &event.as_secs().to_string(), &agent]);
-    let output = logs.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let lines = said.lines().filter(|line| line.contains("the kernel holds the snapshot"));
-    // 2026-11-21T09:31:56.591552Z
-    let times = lines.filter_map(|line| {
-        let time = line.split(' ').next()?.split_once('T')?.1.trim_end_matches('Z');
-        let parts: Vec<f64> = time.split(':').filter_map(|part| part.parse().ok()).collect();
-        let [hours, minutes, seconds] = parts[..] else { return None };
-        let today = Duration::from_secs(event.as_secs() / DAY * DAY);
-        Some(today + Duration::from_secs_f64((hours * 60.0 + minutes) * 60.0 + seconds))
-    });
-    times.filter(|time| *time >= event).min().unwrap_or_else(|| panic!("{said}"))
+    let event = n2.event_of("kill", &task.container, begun).unwrap();
+    let after = |node| swarm.node(node).kernel_changed_after(event).unwrap();
+    ["n1", "n3"].map(|node| after(node).duration_since(event).unwrap()).to_vec()
 }

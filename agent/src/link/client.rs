@@ -87,7 +87,8 @@ struct Peer {
 struct Heard {
     epoch: u64,
     reading: Reading,
-    whole: Replica,
+    /// `None` until a snapshot has come to its end.
+    whole: Option<Replica>,
     /// A snapshot that is under way.
     coming: Option<Replica>,
 }
@@ -250,11 +251,11 @@ impl Client {
             // When this process itself was held up, the managers' words wait in its sockets.
             let late = due.map(|due| due.elapsed()).unwrap_or_default();
             if late > self.silence / 4 {
+                // And a moment to look into them.
+                let late = late + self.silence / 4;
                 let mut peers = lock(&self.peers);
-                peers
-                    .values_mut()
-                    .filter_map(|peer| peer.heard.as_mut())
-                    .for_each(|at| *at += late);
+                let heard = peers.values_mut().filter_map(|peer| peer.heard.as_mut());
+                heard.for_each(|at| *at += late);
             }
             let own = pulse.as_mut().is_some_and(|pulse| pulse.borrow_and_update().ready)
                 && known.borrow_and_update().tls.as_ref().is_some_and(|tls| is_manager(tls));

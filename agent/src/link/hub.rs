@@ -1,5 +1,6 @@
 //! The hub, on managers: hears every node, and tells everybody.
 
+mod allowance;
 mod serve;
 mod session;
 mod strangers;
@@ -59,6 +60,10 @@ struct State {
     own: Option<(NodeId, Arc<Report>)>,
     reporters: BTreeMap<NodeId, Reporter>,
     sessions: u64,
+    /// Bytes that each node has said and that are kept.
+    said: BTreeMap<NodeId, usize>,
+    /// Who did not keep to the rules, and until when nobody hears it.
+    barred: BTreeMap<NodeId, Instant>,
     /// When the managers' word first was there; the others then have a moment to report.
     began: Option<Instant>,
     ready: bool,
@@ -74,6 +79,8 @@ struct Reporter {
     alive: bool,
     /// What a snapshot that is under way has named so far.
     named: Option<BTreeSet<Key>>,
+    /// Bytes of that snapshot so far.
+    coming: usize,
     reading: Reading,
 }
 
@@ -90,6 +97,10 @@ const PACE_EACH: Duration = Duration::from_micros(50);
 const PACE_MOST: Duration = Duration::from_millis(100);
 /// Tasks that one node may report.
 pub const MOST_TASKS: usize = 10_000;
+/// Bytes that one node may report.
+pub const MOST_SAID: usize = 8 << 20;
+/// Whoever did not keep to the rules is not heard for so long.
+const BARRED: Duration = Duration::from_secs(5);
 
 // === impl Hub ===
 
@@ -186,6 +197,20 @@ impl Hub {
         (table.next(place), place.has(table.head()))
     }
 
+    /// Notes that a node did not keep to the rules.
+    fn bar(&self, node: &NodeId) {
+        let until = Instant::now() + BARRED;
+        lock(&self.state).barred.insert(node.clone(), until);
+    }
+
+    /// Whether a node is not heard because of what it said before.
+    fn is_barred(&self, node: &NodeId) -> bool {
+        let barred = &mut lock(&self.state).barred;
+        let now = Instant::now();
+        barred.retain(|_, until| *until > now);
+        barred.contains_key(node)
+    }
+
     /// How long whoever has everything rests before it is told more. The first change after a quiet
     /// time is told at once.
     fn pace(&self) -> Duration {
@@ -207,8 +232,19 @@ impl Reporter {
 
 impl State {
     fn say(&mut self, item: Item) {
-        if self.table.set(item.clone()) {
-            self.replica.apply(item);
+        let key = item.key();
+        let speaker = key.speaker().cloned();
+        let before = speaker.as_ref().map_or(0, |_| self.table.length(&key));
+        if !self.table.set(item.clone()) {
+            return;
+        }
+        self.replica.apply(item);
+        if let Some(node) = speaker {
+            let said = self.said.entry(node.clone()).or_default();
+            *said = (*said + self.table.length(&key)).saturating_sub(before);
+            if *said == 0 {
+                self.said.remove(&node);
+            }
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Counters {
     pub sent_frames: AtomicU64,
     /// Items that were too long to be sent.
     pub oversized: AtomicU64,
+    /// Frames of nodes that said more than they may, and had to wait.
+    pub held: AtomicU64,
     last: Mutex<VecDeque<String>>,
 }
 
@@ -120,7 +122,7 @@ impl Counters {
     }
 
     /// Every counter with its name in metrics (without `weir_link_` and `_total`) and its help.
-    pub fn all(&self) -> [(&'static str, &'static str, u64); 10] {
+    pub fn all(&self) -> [(&'static str, &'static str, u64); 11] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("connects", "Connections made to managers", get(&self.connects)),
@@ -133,6 +135,7 @@ impl Counters {
             ("sent_bytes", "Bytes of frames sent, before TLS", get(&self.sent_bytes)),
             ("sent_frames", "Frames sent", get(&self.sent_frames)),
             ("oversized", "Items too long to be sent", get(&self.oversized)),
+            ("held", "Frames that waited: their nodes say more than they may", get(&self.held)),
         ]
     }
 }

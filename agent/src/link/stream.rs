@@ -41,6 +41,17 @@ pub enum End {
     Renewed(&'static str),
 }
 
+impl End {
+    /// The other side says why it ends; its words are cut to what a log should take.
+    pub fn refused(reason: &str) -> Self {
+        let plain = reason.chars().map(|c| if c.is_control() { ' ' } else { c });
+        Self::Refused(plain.take(MOST_REASON).collect())
+    }
+}
+
+/// Longest reason of another node that is repeated, in characters.
+const MOST_REASON: usize = 500;
+
 /// How long a frame may wait for a reader that takes nothing.
 pub const STUCK: Duration = Duration::from_secs(10);
 

@@ -66,6 +66,12 @@ impl Table {
         self.entries.iter().filter(|(_, entry)| !entry.item.is_gone()).map(|(key, _)| key)
     }
 
+    /// Bytes of a key and its value; 0 if there is none.
+    pub fn length(&self, key: &Key) -> usize {
+        let entry = self.entries.get(key).filter(|entry| !entry.item.is_gone());
+        entry.map_or(0, |entry| entry.bytes.len())
+    }
+
     /// Takes a value, or the word that there is none. Whether that changed anything.
     pub fn set(&mut self, item: Item) -> bool {
         let key = item.key();
@@ -188,7 +194,7 @@ mod tests {
         }
         let (mut place, mut items, mut wholes) = (Place::default(), 0, Vec::new());
         while let Some(bytes) = table.next(&mut place) {
-            let Frame { head, items: more } = frame(&bytes);
+            let Frame { head, items: more, .. } = frame(&bytes);
             items += more.len();
             let Head::Batch(Span { whole, .. }) = head else { panic!("{head:?}") };
             wholes.push(whole);

@@ -3,5 +3,6 @@
 mod cluster;
 mod identity;
 mod lies;
+mod limits;
 mod pki;
 mod road;

@@ -51,7 +51,7 @@ impl Tls {
         let versions = &[&rustls::version::TLS13];
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
-            .with_client_cert_verifier(Arc::new(OfClients { inner }))
+            .with_client_cert_verifier(Arc::new(OfClients { inner, provider: provider.clone() }))
             .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
         // No resumption: every connection shows its certificate anew.
         server.session_storage = Arc::new(NoServerSessionStorage {});
@@ -86,11 +86,41 @@ fn allowing_early<T>(
     }
 }
 
+/// Signatures are the provider's business on both sides; each side has a trait of its own for it.
+macro_rules! signatures_by_provider {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            verify_tls12_signature(message, cert, dss, algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            verify_tls13_signature(message, cert, dss, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
 /// What a hub asks of whoever connects: the authority. Cluster and role are looked at when the
 /// request is there, so that a refusal can say why.
 #[derive(Debug)]
 struct OfClients {
     inner: Arc<dyn ClientCertVerifier>,
+    provider: Arc<CryptoProvider>,
 }
 
 impl ClientCertVerifier for OfClients {
@@ -108,27 +138,7 @@ impl ClientCertVerifier for OfClients {
         allowing_early(now, |now| self.inner.verify_client_cert(end_entity, intermediates, now))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    signatures_by_provider!();
 }
 
 /// What a client asks of whom it has connected to: the authority, the cluster, and the role.
@@ -170,29 +180,7 @@ impl ServerCertVerifier for OfManagers {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures_by_provider!();
 }
 
 fn fit_to_serve(who: &Who, cluster: &str) -> Result<(), String> {

@@ -16,7 +16,7 @@ pub const PATH: &str = "/weir/link/1";
 pub const ANY_VERSION: &str = "/weir/link/";
 /// Longest frame, in bytes. Whoever sends a longer one is cut off.
 pub const MOST_FRAME: usize = 1 << 20;
-/// Longest item, in bytes. A longer one is not sent.
+/// Longest item, in bytes. A longer one is not sent, and not taken.
 pub const MOST_ITEM: usize = 256 << 10;
 /// A batch ends with the item that reaches this length.
 pub const BATCH: usize = 64 << 10;
@@ -119,6 +119,8 @@ pub struct Frame {
     pub head: Head,
     /// The items of a batch.
     pub items: Vec<Item>,
+    /// Bytes that it was long.
+    pub length: usize,
 }
 
 /// Why bytes are no frame.
@@ -128,6 +130,12 @@ pub enum Garbled {
     #[error("a frame of {length} bytes; at most {MOST_FRAME} are taken")]
     Long {
         /// What it claims.
+        length: usize,
+    },
+    /// An item that is too long.
+    #[error("an item of {length} bytes; at most {MOST_ITEM} are taken")]
+    LongItem {
+        /// How long it is.
         length: usize,
     },
     /// Not what this version knows.
@@ -261,8 +269,14 @@ impl Decoder {
         let head = rmp_serde::decode::from_read(&mut rest)?;
         let mut items = Vec::new();
         while !rest.is_empty() {
-            items.push(rmp_serde::decode::from_read(&mut rest)?);
+            let before = rest.len();
+            let item = rmp_serde::decode::from_read(&mut rest)?;
+            let length = before - rest.len();
+            if length > MOST_ITEM {
+                return Err(Garbled::LongItem { length });
+            }
+            items.push(item);
         }
-        Ok(Some(Frame { head, items }))
+        Ok(Some(Frame { head, items, length }))
     }
 }

@@ -76,7 +76,8 @@ fn one_for_each_address(
     let mut chosen = BTreeMap::new();
     for (address, mut nodes) in by_address {
         // Stable: among equals the lowest identity stays first.
-        nodes.sort_by_key(|(id, _)| standing(words, id));
+        // A node that reports another's address, by mistake or not, does not take its place.
+        nodes.sort_by_key(|(id, _)| (!is_declared(words, id, address), standing(words, id)));
         let mut nodes = nodes.into_iter();
         let Some((first, hostname)) = nodes.next() else { continue };
         for (other, _) in nodes.filter(|(id, _)| heard(words, id)) {
@@ -108,6 +109,11 @@ fn heard(words: &Words<'_>, id: &NodeId) -> bool {
         Some(node) => node.ready,
         None => words.alive.contains(id),
     }
+}
+
+fn is_declared(words: &Words<'_>, id: &NodeId, address: IpAddr) -> bool {
+    let declared = words.declared.and_then(|declared| declared.nodes.get(id));
+    declared.is_some_and(|node| node.address == Some(address))
 }
 
 fn standing(words: &Words<'_>, id: &NodeId) -> (bool, bool) {

@@ -215,6 +215,18 @@ fn two_living_nodes_with_one_address_are_named_and_one_is_left_out() {
 }
 
 #[test]
+fn a_node_that_claims_the_address_of_another_does_not_take_its_place() {
+    let mut world = two_nodes();
+    // Its identity sorts before n2's.
+    world.node("a-liar", 66);
+    world.speaks("a-liar", 2);
+    world.speaks("n2", 2);
+    let merged = world.merged();
+    assert!(merged.names.contains_key(&node_id("n2")), "{:?}", merged.names);
+    assert!(!merged.names.contains_key(&node_id("a-liar")), "{:?}", merged.names);
+}
+
+#[test]
 fn host_mode_with_a_number_belongs_to_the_service_and_without_one_to_each_task() {
     let mut world = two_nodes();
     let host = |published| DeclaredPort { published, mode: PublishMode::Host, ..tcp(1, 8080) };

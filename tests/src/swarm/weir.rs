@@ -1,6 +1,7 @@
 //! weir on the nodes of a Swarm: deployed as a user deploys it, and asked for what it serves.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -105,5 +106,42 @@ impl Node {
         let task = self.tasks(service)?.pop();
         let task = task.with_context(|| format!("no task of {service} on {}", self.name()))?;
         self.docker(&format!("kill {}", task.container)).map(drop)
+    }
+
+    /// When Docker last told of this event of a container, since `begun`.
+    pub fn event_of(&self, event: &str, container: &str, begun: SystemTime) -> Result<SystemTime> {
+        let since = begun.duration_since(UNIX_EPOCH)?.as_secs();
+        let until = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 2;
+        let filters = format!("--filter event={event} --filter container={container}");
+        let events = format!("events --since {since} --until {until} {filters}");
+        let format = ["--format", "{{.TimeNano}}"];
+        let arguments: Vec<_> = events.split(' ').chain(format).collect();
+        let times = self.docker_with(&arguments)?;
+        let last = times.lines().last().with_context(|| format!("no {event} of {container}"))?;
+        Ok(UNIX_EPOCH + Duration::from_nanos(last.trim().parse()?))
+    }
+
+    /// When the kernel of this node was changed first after `event`, by the agent's log: its API is a
+    /// second old.
+    pub fn kernel_changed_after(&self, event: SystemTime) -> Result<SystemTime> {
+        const DAY: u64 = 24 * 3600;
+        let since = event.duration_since(UNIX_EPOCH)?.as_secs();
+        let agent = self.tasks("weir_agent")?.pop().context("no agent runs")?.container;
+        let mut logs = self.daemon().command();
+        logs.args(["logs", "--since", &since.to_string(), &agent]);
+        let output = logs.output()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let lines = said.lines().filter(|line| line.contains("the kernel holds the snapshot"));
+        // 2026-11-21T09:31:56.591552Z
+        let times = lines.filter_map(|line| {
+            let time = line.split(' ').next()?.split_once('T')?.1.trim_end_matches('Z');
+            let parts: Vec<f64> = time.split(':').filter_map(|part| part.parse().ok()).collect();
+            let [hours, minutes, seconds] = parts[..] else { return None };
+            let today = UNIX_EPOCH + Duration::from_secs(since / DAY * DAY);
+            Some(today + Duration::from_secs_f64((hours * 60.0 + minutes) * 60.0 + seconds))
+        });
+        let first = times.filter(|time| *time >= event).min();
+        first.with_context(|| format!("nothing changed on {}: {said}", self.name()))
     }
 }

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tracing::info;
 use weir_mesh::cluster::NodeId;
 
-use super::{Choice, Client};
+use super::{Choice, Client, Heard, Peer};
 use crate::link::{
     MAX_AGE,
     identity::Who,
@@ -134,12 +134,12 @@ impl Client {
             let mut whole = false;
             let news = self.with_peer(address, |peer| {
                 peer.heard = Some(Instant::now());
-                let Some(Frame { head, items }) = arrived else { return Ok(false) };
+                let Some(Frame { head, items, .. }) = arrived else { return Ok(false) };
                 let heard = &mut peer.heard_view;
                 match head {
                     Head::Hello { epoch } => {
                         if heard.epoch != epoch {
-                            *heard = super::Heard { epoch, ..super::Heard::default() };
+                            *heard = Heard { epoch, ..Heard::default() };
                         }
                         heard.reading.reconnect();
                         wish.send_modify(|wish| wish.greeted = true);
@@ -148,8 +148,9 @@ impl Client {
                     Head::Beat { ready } => Ok(std::mem::replace(&mut peer.ready, ready) != ready),
                     Head::Batch(span) => {
                         match heard.take(span, items) {
-                            Ok(true) => whole = span.whole,
-                            Ok(false) => {
+                            Ok(Taken::More) => {}
+                            Ok(Taken::Whole) => whole = true,
+                            Ok(Taken::Gap) => {
                                 Counters::add(&self.counters.resyncs, 1);
                                 wish.send_modify(|wish| wish.again += 1);
                             }
@@ -161,7 +162,7 @@ impl Client {
                         wish.send_modify(|wish| wish.restart += 1);
                         Ok(false)
                     }
-                    Head::Refused { reason } => Err(End::Refused(reason)),
+                    Head::Refused { reason } => Err(End::refused(&reason)),
                     Head::Listen { .. } | Head::Deafen => {
                         Err(End::Lied(format!("{node} wants to be told: it is no hub")))
                     }
@@ -183,7 +184,8 @@ impl Client {
     fn show(&self, address: SocketAddr, node: &NodeId) {
         let from = From::Manager(node.clone());
         let view = self.with_peer(address, |peer| {
-            peer.heard_view.coming.is_none().then(|| peer.heard_view.whole.view(from))
+            let Heard { whole, coming, .. } = &peer.heard_view;
+            whole.as_ref().filter(|_| coming.is_none()).map(|whole| whole.view(from))
         });
         if let Some(Some(view)) = view
             && self.chosen() == Choice::Peer(address)
@@ -209,8 +211,7 @@ impl Client {
             let listen = wish.greeted && *chosen.borrow_and_update() == Choice::Peer(address);
             if listen != listening {
                 listening = listen;
-                let heard =
-                    |peer: &mut super::Peer| (peer.heard_view.epoch, peer.heard_view.reading.at);
+                let heard = |peer: &mut Peer| (peer.heard_view.epoch, peer.heard_view.reading.at);
                 let (epoch, at) = self.with_peer(address, heard).ok_or(End::Closed)?;
                 let head = if listen { Head::Listen { epoch, at } } else { Head::Deafen };
                 out.send(head.frame()).await?;
@@ -274,31 +275,43 @@ struct Wish {
     restart: u64,
 }
 
-impl super::Heard {
-    /// `false`: something is missing before this. An error: it is too much.
-    fn take(&mut self, span: Span, items: Vec<Item>) -> Result<bool, String> {
+impl Heard {
+    /// What follows from a stretch. An error: it is too much.
+    fn take(&mut self, span: Span, items: Vec<Item>) -> Result<Taken, String> {
         match self.reading.step(&span) {
             Step::Begin => self.coming = Some(Replica::default()),
             Step::Take => {}
-            Step::Leave => return Ok(true),
+            Step::Leave => return Ok(Taken::More),
             Step::Ask => {
                 // Until the snapshot is there, what follows the gap is of no use.
                 self.coming = None;
-                return Ok(false);
+                return Ok(Taken::Gap);
             }
         }
-        let replica = self.coming.as_mut().unwrap_or(&mut self.whole);
+        let replica = self.coming.as_mut().or(self.whole.as_mut());
+        let replica = replica.ok_or("the other node goes on with what it has not begun")?;
         items.into_iter().for_each(|item| replica.apply(item));
         if replica.len() > MOST_VALUES {
             return Err(format!("the other node tells more than {MOST_VALUES} values"));
         }
-        if span.whole
-            && let Some(replica) = self.coming.take()
-        {
-            self.whole = replica;
+        if !span.whole {
+            return Ok(Taken::More);
         }
-        Ok(true)
+        if let Some(replica) = self.coming.take() {
+            self.whole = Some(replica);
+        }
+        Ok(Taken::Whole)
     }
+}
+
+/// What follows from a stretch.
+enum Taken {
+    /// There is more to come.
+    More,
+    /// All is said for now.
+    Whole,
+    /// Something is missing before it.
+    Gap,
 }
 
 async fn shake_hands(
@@ -329,7 +342,7 @@ async fn accepted(response: Response<Incoming>) -> Result<Incoming, End> {
     }
     let text = tokio::time::timeout(OPENING, Limited::new(body, 4096).collect()).await;
     let text = text.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
-    Err(End::Refused(format!("{}: {}", parts.status, String::from_utf8_lossy(&text))))
+    Err(End::refused(&format!("{}: {}", parts.status, String::from_utf8_lossy(&text))))
 }
 
 async fn renewed(known: &mut watch::Receiver<Known>, tls: &Arc<Tls>) {

@@ -239,6 +239,9 @@ impl Hub {
         let path = request.uri().path();
         let refusal = if let Some(reason) = barred {
             Some((StatusCode::FORBIDDEN, reason))
+        } else if self.is_barred(&guest.node) {
+            let reason = format!("{} did not keep to the rules a moment ago", guest.node);
+            Some((StatusCode::TOO_MANY_REQUESTS, reason))
         } else if path != PATH && path.starts_with(ANY_VERSION) {
             let reason = format!("this agent speaks {PATH}, not {path}: use one version of weir");
             Some((StatusCode::UPGRADE_REQUIRED, reason))
@@ -265,6 +268,7 @@ impl Hub {
             match &end {
                 End::Lied(_) | End::Garbled(_) => {
                     let reason = end.to_string();
+                    self.bar(&node);
                     self.counters.refuse(node.as_str(), &reason);
                     let frame = Head::Refused { reason }.frame();
                     let wait = tokio::time::timeout(OPENING, out.send_data(frame));

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use http_body_util::channel::Sender;
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
-    time::{Instant, Interval, MissedTickBehavior, interval},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep},
 };
 use weir_mesh::cluster::NodeId;
 
-use super::{Hub, MOST_TASKS, Pulse, Reporter, State};
+use super::{Hub, MOST_SAID, MOST_TASKS, Pulse, Reporter, State, allowance::Allowance};
 use crate::link::{
     reading::{Place, Reading, Step},
     status::Counters,
@@ -21,6 +21,9 @@ use crate::link::{
 /// So long a node keeps its seat while it is told everything. A slow one goes on without: it takes
 /// little from the others.
 const SEATED: Duration = Duration::from_secs(2);
+
+/// Longest name that a node may report, in bytes. Docker's are shorter.
+const MOST_NAME: usize = 512;
 
 /// What a node wants to hear.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,8 +79,9 @@ impl Hub {
             wish.send_modify(|wish| (wish.turn, wish.listen) = (wish.turn + 1, place));
             Ok(true)
         };
+        let mut allowance = Allowance::new(Instant::now());
         loop {
-            let Frame { head, items } = match inflow.next(patience).await {
+            let Frame { head, items, length } = match inflow.next(patience).await {
                 Ok(Some(frame)) => frame,
                 Ok(None) => {
                     self.change(|state| state.heard(node, session));
@@ -85,8 +89,15 @@ impl Hub {
                 }
                 Err(end) => return end,
             };
+            let wait = allowance.take(length, Instant::now());
+            if !wait.is_zero() {
+                Counters::add(&self.counters.held, 1);
+                sleep(wait).await;
+            }
             let taken = match head {
-                Head::Batch(span) => self.change(|state| state.take(node, session, span, items)),
+                Head::Batch(span) => {
+                    self.change(|state| state.take(node, session, (span, length), items))
+                }
                 Head::Beat { .. } => {
                     self.change(|state| state.heard(node, session));
                     Ok(true)
@@ -94,7 +105,7 @@ impl Hub {
                 Head::Listen { epoch, at } if epoch == self.epoch => listen(Some(Place::after(at))),
                 Head::Listen { .. } | Head::Again => listen(Some(Place::default())),
                 Head::Deafen => listen(None),
-                Head::Refused { reason } => return End::Refused(reason),
+                Head::Refused { reason } => return End::refused(&reason),
                 Head::Hello { .. } => Err("a node greets like a hub".to_owned()),
             };
             match taken {
@@ -217,8 +228,9 @@ impl State {
         let alive = before.is_some_and(|before| before.alive);
         // Connecting is not speaking: what counts is still when it was last heard.
         let heard = before.map_or_else(Instant::now, |before| before.heard);
-        let (named, reading) = (None, Reading::default());
-        let reporter = Reporter { session, _current: current, heard, alive, named, reading };
+        let (named, coming, reading) = (None, 0, Reading::default());
+        let reporter =
+            Reporter { session, _current: current, heard, alive, named, coming, reading };
         self.reporters.insert(node.clone(), reporter);
         session
     }
@@ -241,16 +253,17 @@ impl State {
         &mut self,
         node: &NodeId,
         session: u64,
-        span: Span,
+        (span, length): (Span, usize),
         items: Vec<Item>,
     ) -> Result<bool, String> {
         let keys: Vec<Key> = items.iter().map(Item::key).collect();
         keys.iter().try_for_each(|key| may_say(node, key))?;
+        items.iter().try_for_each(check_names)?;
         let Some(reporter) = self.reporters.get_mut(node).filter(|r| r.session == session) else {
             return Ok(true);
         };
         match reporter.reading.step(&span) {
-            Step::Begin => reporter.named = Some(BTreeSet::new()),
+            Step::Begin => (reporter.named, reporter.coming) = (Some(BTreeSet::new()), 0),
             Step::Take => {}
             Step::Leave => return Ok(true),
             Step::Ask => {
@@ -258,11 +271,11 @@ impl State {
                 return Ok(false);
             }
         }
-        let too_many = Err(format!("{node} reports more than {MOST_TASKS} tasks"));
+        reporter.coming += length;
         if let Some(named) = &mut reporter.named {
             named.extend(keys);
-            if named.len() > MOST_TASKS + 1 {
-                return too_many;
+            if named.len() > MOST_TASKS + 1 || reporter.coming > MOST_SAID {
+                return Err(too_much(node));
             }
         }
         let named = if span.whole { reporter.named.take() } else { None };
@@ -270,13 +283,44 @@ impl State {
         if let Some(named) = named {
             self.unsay(node, |key| !named.contains(key));
         }
-        if self.replica.tasks_of(node).count() > MOST_TASKS {
+        let said = self.said.get(node).copied().unwrap_or(0);
+        if said > MOST_SAID || self.replica.tasks_of(node).count() > MOST_TASKS {
             self.unsay(node, |_| true);
-            return too_many;
+            return Err(too_much(node));
         }
         self.heard(node, session);
         Ok(true)
     }
+}
+
+fn too_much(node: &NodeId) -> String {
+    let size = MOST_SAID >> 20;
+    format!("{node} reports more than {MOST_TASKS} tasks, or more than {size} MiB")
+}
+
+/// Names get into logs, metrics and the names of other nodes' tasks.
+fn check_names(item: &Item) -> Result<(), String> {
+    let (what, name) = match item {
+        Item::Reporter(_, Some(node)) => ("a host name", node.hostname.as_str()),
+        Item::Report(_, id, None) => ("a task ID", id.as_str()),
+        Item::Report(_, id, Some(task)) => {
+            check_name("a service's name", task.service_name.as_str())?;
+            check_name("a container's name", task.name.as_str())?;
+            ("a task ID", id.as_str())
+        }
+        _ => return Ok(()),
+    };
+    check_name(what, name)
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), String> {
+    if name.len() <= MOST_NAME && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let length = name.len();
+    Err(format!(
+        "{what} of {length} bytes; at most {MOST_NAME} are taken, and no control characters"
+    ))
 }
 
 fn may_say(node: &NodeId, key: &Key) -> Result<(), String> {

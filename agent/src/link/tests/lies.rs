@@ -21,14 +21,14 @@ use crate::link::{
 };
 
 /// A connection whose frames are written by hand.
-struct Guest {
+pub struct Guest {
     out: Sender<Bytes>,
-    response: Response<Incoming>,
+    pub response: Response<Incoming>,
     decoder: Decoder,
 }
 
 impl Guest {
-    async fn join(ca: &Authority, m1: &TestNode, node: &str, path: &str) -> Self {
+    pub async fn join(ca: &Authority, m1: &TestNode, node: &str, path: &str) -> Self {
         let root = TempDir::new().expect("a directory");
         let files = ca.install(root.path(), &Leaf::worker(node));
         let tls = Tls::new(&files.read().expect("an identity")).expect("TLS");
@@ -46,13 +46,28 @@ impl Guest {
         Self { out, response, decoder: Decoder::default() }
     }
 
-    async fn say(&mut self, from: u64, to: u64, first: bool, items: Vec<Item>) {
-        let items: Vec<Bytes> = items.iter().map(|item| item.encode().expect("short")).collect();
-        let head = Head::Batch(Span { from, to, first, whole: true });
-        self.out.send_data(head.frame_with(items.iter())).await.expect("sent");
+    pub async fn say(&mut self, from: u64, to: u64, first: bool, items: Vec<Item>) {
+        self.send(frame(Span { from, to, first, whole: true }, &items)).await;
     }
 
-    async fn hear(&mut self) -> Option<Frame> {
+    /// Whether it could be said.
+    pub async fn say_if(&mut self, from: u64, to: u64, items: Vec<Item>) -> bool {
+        let frame = frame(Span { from, to, first: false, whole: true }, &items);
+        self.out.send_data(frame).await.is_ok()
+    }
+
+    /// A part of a report that is never whole; it may be that nobody takes it any more.
+    pub async fn part(&mut self, at: u64, first: bool, items: Vec<Item>) {
+        let frame = frame(Span { from: at, to: at + 1, first, whole: false }, &items);
+        self.out.send_data(frame).await.ok();
+    }
+
+    /// Anything; it may be that nobody takes it any more.
+    pub async fn send(&mut self, frame: Bytes) {
+        self.out.send_data(frame).await.ok();
+    }
+
+    pub async fn hear(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.decoder.frame().expect("a frame") {
                 return Some(frame);
@@ -63,7 +78,7 @@ impl Guest {
     }
 
     /// Why the hub ended it.
-    async fn refused(mut self) -> String {
+    pub async fn refused(mut self) -> String {
         while let Some(frame) = self.hear().await {
             if let Head::Refused { reason } = frame.head {
                 return reason;
@@ -73,7 +88,12 @@ impl Guest {
     }
 }
 
-async fn manager(ca: &Authority) -> TestNode {
+fn frame(span: Span, items: &[Item]) -> Bytes {
+    let items: Vec<Bytes> = items.iter().map(|item| item.encode().expect("short")).collect();
+    Head::Batch(span).frame_with(items.iter())
+}
+
+pub async fn manager(ca: &Authority) -> TestNode {
     let m1 = TestNode::start(ca, &Leaf::manager("m1"));
     m1.declare.send_replace(declared(&["m1"], &["web"]));
     m1.reports(&[("t-m1", Life::Active)]);
@@ -81,7 +101,7 @@ async fn manager(ca: &Authority) -> TestNode {
     m1
 }
 
-fn said_by(node: &str, task: &str, life: Life) -> Vec<Item> {
+pub fn said_by(node: &str, task: &str, life: Life) -> Vec<Item> {
     let report = report(&[(task, life)]);
     let value = report.tasks.values().next().cloned();
     let (node, task) = (NodeId::new(node), TaskId::new(task));
