@@ -129,6 +129,7 @@ pub fn start<F: Answer>(
         return Fate::drop(packet, DropReason::FlowTable);
     }
     if origin.from == 0 {
+        flow::burden(frontend.service, choice.index);
         account_new(frontend.cell.counters, choice.index);
         account(skb, Direction::FromClient, frontend.cell.counters, choice.index);
     }
