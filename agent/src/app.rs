@@ -13,7 +13,7 @@ use weir_loader::{Check, Dataplane, Outcome};
 
 use crate::{
     config::{Config, Overrides, SourceConfig},
-    hosts,
+    farewell, hosts,
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -96,7 +96,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     // All of it -> metrics, health, admin API.
     let (opened_in, opened) = watch::channel(false);
     let config = Arc::new(config);
-    let judged = Judged { view, health };
+    let judged = Judged { view: view.clone(), health };
     let observer =
         Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened, link);
     doors.serve(Routes { observer, metrics: metrics.clone() });
@@ -109,11 +109,15 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     opened_in.send_replace(true);
     info!(node = %config.node.name, address = %config.node.address, "the agent runs");
 
+    let in_swarm = docker.is_some();
     let reload = Reload { config: &config, origin, logging, source: reload_source, metrics };
     let outcome = tokio::select! {
         stopped = until_stopped(&reload, &reconciler) => stopped.map(|()| Ended::Stopped),
         config = moved(docker, &config, &reload.origin) => Ok(Ended::Moved(config)),
     };
+    if in_swarm && matches!(outcome, Ok(Ended::Stopped)) {
+        farewell::wait(view, reconciler.report(), &config.node.name).await;
+    }
     reconciler.stop();
     let joined = tokio::task::spawn_blocking(|| thread.join()).await.unwrap_or(false);
     std::fs::remove_file(&config.socket).ok();

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod diff;
 pub mod document;
+pub mod farewell;
 pub mod health;
 pub mod host;
 pub mod hosts;

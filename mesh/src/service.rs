@@ -159,6 +159,9 @@ pub enum Balance {
     /// Consistent hashing of the client's address alone: a client has the same task through every node
     /// for as long as the tasks are the same, and few clients change when these do.
     Source,
+    /// Of two tasks drawn by chance, in proportion to their weights, the one with fewer live flows for its
+    /// weight, as far as these have entered by this node.
+    LeastConnections,
 }
 
 /// Whose tasks clients of a node are given.
@@ -399,11 +402,13 @@ impl Balance {
             Self::Random => "random",
             Self::Maglev => "maglev",
             Self::Source => "source",
+            Self::LeastConnections => "least-connections",
         }
     }
 
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::RoundRobin, Self::Random, Self::Maglev, Self::Source];
+    pub const ALL: [Self; 5] =
+        [Self::RoundRobin, Self::Random, Self::Maglev, Self::Source, Self::LeastConnections];
 
     /// Whether a client's task follows from what is known of the client, on every node the same.
     pub fn is_hashed(self) -> bool {

@@ -69,6 +69,17 @@ impl AgentConfig {
         table.insert(last.to_owned(), value.into());
         self
     }
+
+    /// Takes a value away, for the agent's own default.
+    pub fn unset(&mut self, path: &str) -> &mut Self {
+        let (tables, last) = path.rsplit_once('.').unwrap_or(("", path));
+        let mut keys = tables.split('.').filter(|key| !key.is_empty());
+        let table = keys.try_fold(&mut self.table, |table, key| table.get_mut(key)?.as_table_mut());
+        if let Some(table) = table {
+            table.remove(last);
+        }
+        self
+    }
 }
 
 /// What the host remembers of its agent, so that the lab can clean up after it.

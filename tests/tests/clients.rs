@@ -1,11 +1,14 @@
-//! Which clients are served, and by whose tasks: `affinity`, `locality`, `allow` and `deny`.
+//! Which clients are served, and by whose tasks: `affinity`, `locality`, `allow` and `deny`, and
+//! `balance = "least-connections"`.
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
 use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::{Cases, How, Lab, Probe, Scene, State};
+use weir_tests::{Cases, How, Lab, Probe, Scene, State, Talk};
 
 const STICKY: u16 = 8081;
 const NEAR: u16 = 8082;
@@ -136,4 +139,47 @@ fn clients_get_the_tasks_that_the_service_means_them_to_have() {
     let served = answers(&scene, "n1", GUARDED).map(drop);
     cases.note("who is no longer denied is served", served);
     cases.end(&scene).unwrap();
+}
+
+/// Opens so many connections and asks once by each; answers them, and how many `t.1` has.
+fn open(scene: &Scene, count: usize) -> (Vec<Talk>, usize) {
+    let target = scene.lab.host("n1").targets(STICKY)[0];
+    let netns = scene.lab.client("c1").netns();
+    let mut of_first = 0;
+    let talks = (0..count).map(|_| {
+        let mut talk = Probe::tcp(target).open_in(netns).unwrap();
+        of_first += usize::from(talk.ask().task.as_deref() == Some("t.1"));
+        talk
+    });
+    (talks.collect(), of_first)
+}
+
+#[test]
+fn least_connections_follows_the_connections_that_are_open() {
+    const CENSUS: Duration = Duration::from_millis(2500);
+    let mut scene = Scene::new(Lab::builder().hosts(1)).unwrap();
+    scene.service("least", STICKY).balance("least-connections");
+    for name in ["t.1", "t.2", "t.3"] {
+        scene.task("least", "n1", name).unwrap();
+    }
+    scene.mesh.service("least").state("t.2", State::Draining).state("t.3", State::Draining);
+    scene
+        .start_with(|_, config| {
+            config.set("reconcile.flow_interval", "1s");
+        })
+        .unwrap();
+    let (first, of_first) = open(&scene, 12);
+    assert_eq!(of_first, 12);
+    scene.mesh.service("least").state("t.2", State::Active).state("t.3", State::Active);
+    scene.apply().unwrap();
+    thread::sleep(CENSUS);
+    // Only where chance draws it twice: a ninth.
+    let (others, of_first) = open(&scene, 18);
+    assert!(of_first <= 6, "{of_first} of 18 to the task that has 12 already");
+    drop(first);
+    thread::sleep(CENSUS);
+    // Where chance draws it at all, until it has as many as the others: five ninths.
+    let (last, of_first) = open(&scene, 9);
+    assert!(of_first >= 2, "{of_first} of 9 to the task that has hardly any");
+    drop((others, last));
 }

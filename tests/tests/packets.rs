@@ -708,6 +708,24 @@ fn balance_by_source_gives_all_flows_of_a_client_one_task() {
 }
 
 #[test]
+fn least_connections_gives_most_new_flows_to_the_task_that_has_few() {
+    let mut world = World::new().unwrap();
+    let flow = |world: &World, port: u16| {
+        task_of(world, &format!("tcp 10.77.0.101:{port} > 10.77.0.11:8080 S"))
+    };
+    world.service("web", Balance::LeastConnections, WEB, &[("web.1", "n1", 3, Active)]).unwrap();
+    (20000..20400).for_each(|port| drop(flow(&world, port)));
+    let both = [("web.1", "n1", 3, Active), ("web.2", "n1", 4, Active)];
+    world.service("web", Balance::LeastConnections, WEB, &both).unwrap();
+    let new = (30000..30200).filter(|port| flow(&world, *port) == "172.18.0.4:80").count();
+    // Unless chance has drawn the other task twice: 150 of 200, with a deviation of 6.
+    assert!((125..=175).contains(&new), "{new} of 200");
+    (31000..31600).for_each(|port| drop(flow(&world, port)));
+    let even = (32000..32200).filter(|port| flow(&world, *port) == "172.18.0.4:80").count();
+    assert!((75..=125).contains(&even), "{even} of 200, when both have as many");
+}
+
+#[test]
 fn clients_that_are_not_admitted_get_no_answer_and_flows_that_were_go_on() {
     let mut world = World::new().unwrap();
     world.service("web", Balance::RoundRobin, WEB, &[("web.1", "n1", 3, Active)]).unwrap();

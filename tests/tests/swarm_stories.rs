@@ -82,10 +82,12 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     swarm.wait_running("web", 6).unwrap();
     swarm.wait_answered(&[swarm.node("n1"), swarm.node("n3")], "web", HTTP).unwrap();
     answers_without_agent(&swarm, "n2");
+    // Its task has ended with the agent, which told the kernel.
+    let seen = kept.ask();
+    assert!(seen.task.is_some(), "{seen}");
     say(&swarm, "n2 is drained, and answers");
     swarm.docker("node update --availability active n2").unwrap();
     swarm.node("n2").wait_weir().unwrap();
-    // Its task has ended while no agent was there to say so.
     eventually("a datagram of a kept socket to reach another task", Duration::from_secs(5), || {
         let seen = kept.ask();
         ensure!(seen.task.is_some(), "{seen}");

@@ -188,6 +188,7 @@ fn short_balance(service: &ServiceView) -> &'static str {
         weir_mesh::Balance::Random => "random",
         weir_mesh::Balance::Maglev => "maglev",
         weir_mesh::Balance::Source => "source",
+        weir_mesh::Balance::LeastConnections => "lc",
     }
 }
 

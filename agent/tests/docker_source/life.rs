@@ -120,8 +120,8 @@ async fn a_label_that_is_not_taken_is_said_and_the_service_runs() {
     assert_eq!(
         notes,
         [
-            "service web: weir.balance = fair: no such choice; write round-robin, random, maglev or \
-             source",
+            "service web: weir.balance = fair: no such choice; write round-robin, random, maglev, \
+             source or least-connections",
             "service web: weir.return = direct: not supported yet; take the label away: it does \
              nothing",
         ]

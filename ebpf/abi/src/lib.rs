@@ -120,6 +120,8 @@ pub mod balance {
     pub const MAGLEV: u8 = 2;
     /// The cell that the client's address hashes to.
     pub const SOURCE: u8 = 3;
+    /// Of two cells by chance the one whose backend is less laden.
+    pub const LEAST: u8 = 4;
 }
 
 /// [`Service::flags`].
@@ -266,6 +268,23 @@ pub struct Backend {
     pub pad2: u64,
 }
 const _: () = assert!(size_of::<Backend>() == 64);
+
+/// How laden a backend is: where [`balance::LEAST`] looks. Written as one 64-bit word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Its live flows, in units of which each flow is [`Self::step`]. Programs add new flows, a census
+    /// in user space writes what is true.
+    pub flows: u32,
+    /// [`Self::UNIT`], divided by its weight; 0: not known yet.
+    pub step: u32,
+}
+const _: () = assert!(size_of::<Load>() == 8);
+
+impl Load {
+    /// What a flow of a backend of weight 1 counts.
+    pub const UNIT: u32 = 1000;
+}
 
 /// A node: the other end of a tunnel.
 #[repr(C)]

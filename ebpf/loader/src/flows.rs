@@ -153,6 +153,7 @@ impl Dataplane {
         census.forward = left4 + left6;
         census.reverse = stay4 + stay6;
         census.sockets = self.store.maps.sockets.visit(|_, _| {}).tried(what)?;
+        self.store.note_loads(&census.active)?;
         census.took = begin.elapsed();
         Ok(census)
     }

@@ -10,8 +10,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use weir_abi::{
-    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, Range, Reverse, Service,
-    SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
+    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Load, Node, PortCell, Range, Reverse,
+    Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
 };
 
 use crate::{
@@ -30,6 +30,7 @@ pub(crate) struct Maps {
     pub(crate) access: Table<Range, u32>,
     pub(crate) picks: Mapped<u32>,
     pub(crate) backends: Mapped<Backend>,
+    pub(crate) loads: Mapped<Load>,
     pub(crate) nodes: Mapped<Node>,
     pub(crate) senders: Table<Ip6, u32>,
     pub(crate) tags: Table<TagKey, u32>,
@@ -59,6 +60,7 @@ impl Maps {
             access: table(object, "ACCESS")?,
             picks: mapped(object, "PICKS")?,
             backends: mapped(object, "BACKENDS")?,
+            loads: mapped(object, "LOADS")?,
             nodes: mapped(object, "NODES")?,
             senders: table(object, "SENDERS")?,
             tags: table(object, "TAGS")?,

@@ -136,6 +136,7 @@ pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Servi
             Balance::Random => balance::RANDOM,
             Balance::Maglev => balance::MAGLEV,
             Balance::Source => balance::SOURCE,
+            Balance::LeastConnections => balance::LEAST,
         },
         flags: flag(record.host_mode, service_flag::HOST_MODE)
             | flag(record.withheld, service_flag::WITHHELD),
@@ -164,6 +165,7 @@ pub(crate) fn service_from_abi(service: &abi::Service, clock: Clock) -> Option<S
         balance: match service.balance {
             balance::MAGLEV => Balance::Maglev,
             balance::SOURCE => Balance::Source,
+            balance::LEAST => Balance::LeastConnections,
             balance::RANDOM => Balance::Random,
             _ => Balance::RoundRobin,
         },

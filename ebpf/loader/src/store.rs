@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use weir_abi::{PortCell, TagKey, backend_state};
+use weir_abi::{Load, PortCell, TagKey, backend_state, balance};
 use weir_mesh::{
     Installed, MapOp,
     ident::Tag,
@@ -195,6 +195,7 @@ impl Store {
         if used && (old.ident != new.ident || old.generation != new.generation) {
             let what = || format!("clear the counters of backend {}", index.0);
             self.maps.backend_stats.clear(index.0).tried(what)?;
+            self.maps.loads.publish(index.0, 0, 0)?;
         }
         self.write_backend(index, new)
     }
@@ -226,6 +227,33 @@ impl Store {
             | u64::from(backend.via) << 24
             | u64::from(backend.ifindex) << 32;
         self.maps.backends.publish(index.0, 0, u64::from_le(word))
+    }
+
+    /// Tells the programs how many flows the tasks have of services that balance by that, each task's
+    /// in proportion to its weight.
+    pub(crate) fn note_loads(&self, active: &BTreeMap<BackendIndex, u64>) -> Result<(), Error> {
+        let mut regions = BTreeSet::new();
+        self.maps.records.visit(|_, service| {
+            if service.ident != 0 && service.balance == balance::LEAST {
+                let [v4, v6] = [service.pick4, service.pick6];
+                let region = if v4.len > 0 { v4 } else { v6 };
+                regions.insert(Region { offset: region.offset, len: region.len });
+            }
+        })?;
+        for region in regions {
+            let mut weights = BTreeMap::<BackendIndex, u32>::new();
+            for backend in self.read_region(region)? {
+                *weights.entry(backend).or_default() += 1;
+            }
+            for (backend, weight) in weights {
+                let step = (Load::UNIT / weight).max(1);
+                let flows = active.get(&backend).copied().unwrap_or_default();
+                let flows = flows.saturating_mul(step.into()).min(u32::MAX.into());
+                let word = flows | u64::from(step) << 32;
+                self.maps.loads.publish(backend.0, 0, u64::from_le(word))?;
+            }
+        }
+        Ok(())
     }
 
     fn publish(&mut self, frontend: Frontend, slot: Slot) -> Result<(), Error> {

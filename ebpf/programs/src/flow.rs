@@ -5,14 +5,17 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
 };
 use weir_abi::{
-    Backend, Client, Config, Counters, DropReason, FlowKey, Forward, Ip6, PortCell, Region,
+    Backend, Client, Config, Counters, DropReason, FlowKey, Forward, Ip6, Load, PortCell, Region,
     Reverse, Service, Timeouts, backend_state, balance, flow_flag, port_cell, service_flag, via,
 };
 
 use crate::{
     family::Family,
     hash,
-    maps::{ACCESS, BACKEND_STATS, BACKENDS, CONFIG, FRONTEND_STATS, PICKS, PORTS, RECORDS, TURNS},
+    maps::{
+        ACCESS, BACKEND_STATS, BACKENDS, CONFIG, FRONTEND_STATS, LOADS, PICKS, PORTS, RECORDS,
+        TURNS,
+    },
     packet::{Packet, tcp_flag},
     skb::{Skb, now, random},
 };
@@ -186,6 +189,11 @@ pub fn pick<F: Family>(
             hash::reduce(hash::mix(client, service.ident), region.len)
         }
         balance::SOURCE => hash::reduce(hash::mix(F::word(client), service.ident), region.len),
+        balance::LEAST => {
+            let one = hash::reduce(u64::from(random()) << 32, region.len);
+            let other = hash::reduce(u64::from(random()) << 32, region.len);
+            if laden(region, other) < laden(region, one) { other } else { one }
+        }
         balance::RANDOM => hash::reduce(u64::from(random()) << 32, region.len),
         _ => turn(service.id) % region.len,
     };
@@ -209,6 +217,29 @@ pub fn pick<F: Family>(
 fn choice_at(cell: u32) -> Option<Choice> {
     let index = *PICKS.get(cell)?;
     Some(Choice { index, backend: BACKENDS.get(index)? })
+}
+
+/// How laden the task in a cell of a region is.
+#[inline(always)]
+fn laden(region: Region, cell: u32) -> u32 {
+    let index = PICKS.get(region.offset.wrapping_add(cell)).copied().unwrap_or_default();
+    LOADS.get(index).map_or(u32::MAX, |load| load.flows)
+}
+
+/// Notes that a task has one flow more, where that matters. CPUs that do so at once may lose one: the
+/// next census finds it.
+#[inline(always)]
+pub fn burden(service: &Service, backend: u32) {
+    if service.balance != balance::LEAST {
+        return;
+    }
+    if let Some(load) = LOADS.get_ptr_mut(backend) {
+        // SAFETY: a cell of a map; races are accepted, see above.
+        unsafe {
+            let step = if (*load).step == 0 { Load::UNIT } else { (*load).step };
+            (*load).flows = (*load).flows.saturating_add(step);
+        }
+    }
 }
 
 /// The next round-robin position. Two CPUs may now and then take the same: cheaper than an atomic

@@ -128,6 +128,9 @@ pub fn start<F: Answer>(
     if F::forward().insert(packet.key, flow, u64::from(BPF_ANY)).is_err() {
         return Fate::drop(packet, DropReason::FlowTable);
     }
+    if origin.from == 0 {
+        flow::burden(frontend.service, choice.index);
+    }
     // What comes back for a second chance was counted when it entered.
     if origin.from == 0 && !origin.hopped {
         account_new(frontend.cell.counters, choice.index);

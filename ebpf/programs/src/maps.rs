@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_abi::{
-    Backend, Client, Config, Counters, FlowKey, Forward, Ip4, Ip6, Node, PortCell, REASONS,
+    Backend, Client, Config, Counters, FlowKey, Forward, Ip4, Ip6, Load, Node, PortCell, REASONS,
     Reverse, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey, size,
 };
 
@@ -33,6 +33,10 @@ pub static PICKS: Array<u32> = Array::pinned(size::PICKS, BPF_F_MMAPABLE);
 /// Backends.
 #[map]
 pub static BACKENDS: Array<Backend> = Array::pinned(size::BACKENDS, BPF_F_MMAPABLE);
+
+/// How laden backends are, for services that balance by that.
+#[map]
+pub static LOADS: Array<Load> = Array::pinned(size::BACKENDS, BPF_F_MMAPABLE);
 
 /// Nodes.
 #[map]

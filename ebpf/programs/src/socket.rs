@@ -112,6 +112,7 @@ fn published(call: Call, asked: Endpoint, shape: Shape, act: Act, config: &Confi
     let peer = target(choice.backend, frontend.service.target, asked.port, v4, config);
     remember(cookie, asked, peer, choice.index, act);
     if choice.backend.via != via::TUNNEL {
+        flow::burden(frontend.service, choice.index);
         // Through the tunnel the first packet is counted; to a local task no packet is seen.
         account_new(frontend.cell.counters, choice.index);
     }

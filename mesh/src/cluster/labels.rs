@@ -175,12 +175,9 @@ fn switch(value: &str) -> Result<bool, Wrong> {
 }
 
 fn balance(value: &str) -> Result<Balance, Wrong> {
-    const CHOICES: &str = "write round-robin, random, maglev or source";
-    match Balance::ALL.into_iter().find(|balance| balance.as_str() == value) {
-        Some(balance) => Ok(balance),
-        None if value == "least-connections" => Err(wrong("not supported yet", CHOICES)),
-        None => Err(wrong("no such choice", CHOICES)),
-    }
+    const CHOICES: &str = "write round-robin, random, maglev, source or least-connections";
+    let found = Balance::ALL.into_iter().find(|balance| balance.as_str() == value);
+    found.ok_or_else(|| wrong("no such choice", CHOICES))
 }
 
 fn affinity(value: &str) -> Result<(), Wrong> {
@@ -284,7 +281,7 @@ mod tests {
         assert_eq!(
             notes,
             [
-                "service web: weir.balance = fair: no such choice; write round-robin, random, maglev or source",
+                "service web: weir.balance = fair: no such choice; write round-robin, random, maglev, source or least-connections",
                 "service web: weir.enable = no: neither true nor false; write true or false",
                 "service web: weir.health = ping: no such check; write tcp, http: and a path such as http:/healthz, or off",
                 "service web: weir.idle-timeout.tcp = 0s: not a time; write one such as 30s, 5m or 2h, at most 720h",
@@ -296,16 +293,14 @@ mod tests {
     #[test]
     fn what_is_not_heeded_is_never_ignored_silently() {
         let (wishes, notes) = read(&[
-            ("weir.balance", "least-connections"),
             ("weir.proxy-protocol", "v2"),
             ("weir.return.path", "direct"),
             ("weir.wieght", "3"),
         ]);
         assert_eq!(wishes, Wishes::default());
-        assert!(notes[0].contains("least-connections: not supported yet"), "{notes:?}");
-        assert!(notes[1].contains("weir.proxy-protocol = v2: not supported yet"), "{notes:?}");
-        assert!(notes[2].contains("weir.return.path = direct: not supported yet"), "{notes:?}");
-        assert!(notes[3].contains("weir.wieght = 3: unknown label; write one of weir.enable,"));
+        assert!(notes[0].contains("weir.proxy-protocol = v2: not supported yet"), "{notes:?}");
+        assert!(notes[1].contains("weir.return.path = direct: not supported yet"), "{notes:?}");
+        assert!(notes[2].contains("weir.wieght = 3: unknown label; write one of weir.enable,"));
     }
 
     #[test]

@@ -27,6 +27,8 @@ struct Cli {
 }
 
 const PORT: u16 = 8081;
+/// A manager that joins again under load reads the whole of what it missed.
+const LONG: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     let result = interrupt::install().and_then(|()| run(&Cli::parse()));
@@ -126,7 +128,7 @@ impl Soak {
             other.docker("node demote n1")?;
             wait_leader(other, &BTreeSet::from(["n1".to_owned()]))?;
             other.docker("node promote n1")?;
-            eventually("n1 to be a manager again", SETTLE, || swarm.docker("node ls")).map(drop)
+            eventually("n1 to be a manager again", LONG, || swarm.docker("node ls")).map(drop)
         })?;
         if self.swarm.nodes().len() < 5 {
             return Ok(());
@@ -169,9 +171,10 @@ impl Soak {
         interrupt::sleep(Duration::from_millis(500));
         println!("{:6.0} s: {what}", self.age());
         for (kind, report) in load.stop()? {
-            println!("            {kind}: {report}");
+            let brief = brief(&report);
+            println!("            {kind}: {brief}");
             if report.ok == 0 || (report.failures() > 0 && allowed == Allowed::Nothing) {
-                self.failed.push(format!("{what}, {kind}: {report}"));
+                self.failed.push(format!("{what}, {kind}: {brief}"));
             }
         }
         Ok(())
@@ -179,6 +182,15 @@ impl Soak {
 
     fn age(&self) -> f64 {
         self.swarm.age().as_secs_f64()
+    }
+}
+
+/// A report without the tasks that answered: there are many.
+fn brief(report: &Report) -> String {
+    let counts = format!("{} ok, {} failed ({:.0}/s)", report.ok, report.failures(), report.rate());
+    match &report.first_failure {
+        Some(first) => format!("{counts}; first: {first:?}"),
+        None => counts,
     }
 }
 
@@ -197,7 +209,7 @@ fn leader(asked: &Node) -> Result<String> {
 }
 
 fn wait_leader(asked: &Node, not: &BTreeSet<String>) -> Result<()> {
-    eventually("another node to lead", SETTLE, || {
+    eventually("another node to lead", LONG, || {
         let leads = leader(asked)?;
         ensure!(!not.contains(&leads), "{leads} leads");
         Ok(())
