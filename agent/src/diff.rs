@@ -123,6 +123,7 @@ mod tests {
                 tasks: Vec::new(),
                 timeouts: Timeouts::default(),
                 health: Default::default(),
+                proxied: Default::default(),
                 vips: BTreeMap::new(),
             };
             (name, Arc::new(service))

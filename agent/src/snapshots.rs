@@ -308,6 +308,7 @@ mod tests {
                 check: None,
                 ejection: Some(Ejection { panic: 0, ..Ejection::default() }),
             },
+            proxied: Default::default(),
             vips: Default::default(),
         };
         desired.services.insert(web.name.clone(), Arc::new(web));

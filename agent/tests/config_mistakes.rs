@@ -121,9 +121,13 @@ key = "/etc/weir/n1.key"
         ["weir.toml:2: tunnel.device = \"weir-tunnel-device\": not the name of an interface; \
           write at most 15 characters without blanks and slashes"];
 
-    the_proxy_is_not_built_yet: "[dataplane]\nmode = \"proxy\"\n" =>
-        ["weir.toml:2: dataplane.mode = \"proxy\": the userspace data plane is not built yet; \
-          write \"auto\" or \"ebpf\""];
+    a_plane_that_does_not_exist_is_refused: "[dataplane]\nmode = \"prox\"\n" =>
+        ["weir.toml:2: dataplane.mode = \"prox\": no such choice; did you mean \"proxy\"? \
+          (known: \"auto\", \"ebpf\", \"proxy\")"];
+
+    a_proxy_without_threads_is_refused: "[proxy]\nworkers = 0\nconnect_timeout = \"5m\"\n" =>
+        ["weir.toml:2: proxy.workers = 0: out of range; write a number from 1 to 1024",
+         "weir.toml:3: proxy.connect_timeout = \"5m\": too long; write at most \"60s\""];
 
     a_word_that_is_no_choice_gets_a_suggestion: "[dataplane]\nattach = \"clsac\"\n" =>
         ["weir.toml:2: dataplane.attach = \"clsac\": no such choice; did you mean \"clsact\"? \

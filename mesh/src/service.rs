@@ -16,7 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::Health;
+use crate::{health::Health, proxied::Proxied};
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -240,6 +240,9 @@ pub struct Service {
     /// How its tasks are judged.
     #[serde(default, skip_serializing_if = "Health::is_default")]
     pub health: Health,
+    /// What only the userspace proxy can do for it.
+    #[serde(default, skip_serializing_if = "Proxied::is_default")]
+    pub proxied: Proxied,
     /// Its virtual addresses by network: each stands for all tasks that have an address of the same
     /// family there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -102,6 +102,7 @@ impl World {
                 .collect(),
             timeouts: Timeouts::default(),
             health: Default::default(),
+            proxied: Default::default(),
             vips: BTreeMap::new(),
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
@@ -127,7 +128,8 @@ impl World {
                 }
             }
         }
-        let local = LocalView { node: own, reach, withheld: BTreeSet::new() };
+        let local =
+            LocalView { node: own, reach, withheld: BTreeSet::new(), ceded: BTreeSet::new() };
         let now = Moment(self.now);
         let plan = self.planner.plan(&self.snapshot, &local, now);
         ensure!(plan.problems.is_empty(), "{:?}", plan.problems);

@@ -18,6 +18,7 @@ use weir_mesh::{
 };
 
 use super::Kernel;
+use crate::plane::Chosen;
 
 /// How the local task of [`mesh`] is reached.
 pub(crate) const PEER: Via = Via::Peer { ifindex: 7, mac: [2, 0, 0, 0, 0, 1] };
@@ -37,6 +38,7 @@ pub(crate) struct Maps {
     pub(crate) refuse_after: Option<usize>,
     pub(crate) reach: BTreeMap<IpAddr, Via>,
     pub(crate) interfaces_unreadable: bool,
+    pub(crate) unserved: BTreeMap<Frontend, String>,
 }
 
 fn refusal(what: &str) -> Error {
@@ -44,6 +46,14 @@ fn refusal(what: &str) -> Error {
 }
 
 impl Kernel for Fake {
+    fn chosen(&self) -> Chosen {
+        Chosen::ebpf()
+    }
+
+    fn unserved(&self) -> BTreeMap<Frontend, String> {
+        self.0.borrow().unserved.clone()
+    }
+
     fn limits(&self) -> Limits {
         Limits::default()
     }
@@ -156,6 +166,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
             tasks: vec![task(name, "n1", 3), task(name, "n2", 4)],
             timeouts: Timeouts::default(),
             health: Default::default(),
+            proxied: Default::default(),
             vips: BTreeMap::new(),
         };
         (service.name.clone(), service.into())

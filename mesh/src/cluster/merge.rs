@@ -138,6 +138,7 @@ impl Draft<'_> {
             tasks,
             timeouts: wishes.timeouts(words.timeouts),
             health: health.clone(),
+            proxied: wishes.proxied(),
             vips: BTreeMap::new(),
         };
         let mut services = Vec::new();

@@ -79,6 +79,7 @@ mod tests {
             tasks: nodes.iter().enumerate().map(task).collect(),
             timeouts: Timeouts::default(),
             health: Default::default(),
+            proxied: Default::default(),
             vips: BTreeMap::new(),
         };
         (name, Arc::new(service))

@@ -200,6 +200,7 @@ mod tests {
             tasks: tasks.iter().map(task).collect(),
             timeouts: Timeouts::default(),
             health: Default::default(),
+            proxied: Default::default(),
             vips: BTreeMap::new(),
         }
     }

@@ -126,6 +126,7 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
             tasks: tasks.into_iter().flatten().collect(),
             timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
             health: Default::default(),
+            proxied: Default::default(),
             vips: BTreeMap::new(),
         },
     )

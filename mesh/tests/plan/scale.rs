@@ -41,6 +41,7 @@ fn service(number: usize) -> Service {
         tasks: (0..TASKS).map(task).collect(),
         timeouts: Timeouts::default(),
         health: Default::default(),
+        proxied: Default::default(),
         vips: BTreeMap::new(),
     }
 }

@@ -48,6 +48,7 @@ impl World {
                 node: NodeName::new(HERE),
                 reach: BTreeMap::new(),
                 withheld: BTreeSet::new(),
+                ceded: BTreeSet::new(),
             },
             now,
             limits,
@@ -210,6 +211,7 @@ fn service(line: &str) -> Service {
         tasks: Vec::new(),
         timeouts: Timeouts::default(),
         health: Default::default(),
+        proxied: Default::default(),
         vips: BTreeMap::new(),
     };
     let mut mode = PublishMode::Ingress;

@@ -143,6 +143,7 @@ pub fn service(name: &str, vips: &[(&str, &str)], tasks: Vec<Task>) -> Service {
         tasks,
         timeouts: Timeouts::default(),
         health: Default::default(),
+        proxied: Default::default(),
         vips: by_network,
     }
 }

@@ -37,6 +37,7 @@ fn web(health: Health) -> Service {
         tasks: vec![task(1, "n1"), task(2, "n1"), task(3, "n1"), task(4, "n2")],
         timeouts: Default::default(),
         health,
+        proxied: Default::default(),
         vips: Default::default(),
     }
 }

@@ -4,6 +4,7 @@ mod assemble;
 mod health;
 mod networks;
 mod pieces;
+mod proxied;
 mod publish;
 mod reader;
 mod services;

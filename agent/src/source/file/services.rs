@@ -7,11 +7,11 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Health, NetworkId, Node, NodeName, Port, Service, ServiceName, Task, TaskName,
-    TaskState, Timeouts, ports::PortSpec,
+    Balance, Health, NetworkId, Node, NodeName, Port, Proxied, Service, ServiceName, Task,
+    TaskName, TaskState, Timeouts, ports::PortSpec,
 };
 
-use super::{health, networks, publish};
+use super::{health, networks, proxied, publish};
 use crate::document::{Table, Value};
 
 /// A service and where it stands.
@@ -25,6 +25,7 @@ pub(super) struct ServiceDraft {
     pub loose_nodes: Vec<(String, usize)>,
     pub timeouts: Timeouts,
     pub health: Health,
+    pub proxied: Proxied,
     pub vips: BTreeMap<NetworkId, Vec<IpAddr>>,
 }
 
@@ -68,8 +69,8 @@ impl ServiceDraft {
         let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
-        let Self { name, balance, timeouts, health, vips, .. } = self;
-        Service { name, balance, ports, tasks, timeouts, health, vips }
+        let Self { name, balance, timeouts, health, proxied, vips, .. } = self;
+        Service { name, balance, ports, tasks, timeouts, health, proxied, vips }
     }
 }
 
@@ -98,7 +99,8 @@ pub(super) fn service(
         None => "service without name".to_owned(),
     };
     let table = table.named(&subject);
-    table.allow_only(&["name", "balance", "publish", "task", "timeouts", "health", "eject", "vip"]);
+    let keys = ["name", "balance", "publish", "task", "timeouts", "health", "eject", "vip"];
+    table.allow_only(&[&keys[..], &proxied::KEYS].concat());
     let balance = table.get("balance").and_then(balance).unwrap_or_default();
     let ports = table.get("publish").map(publish::ports).unwrap_or_default();
     let tasks = table.get("task").and_then(|tasks| tasks.list("[[service.task]]"));
@@ -125,6 +127,7 @@ pub(super) fn service(
         loose_nodes,
         timeouts,
         health,
+        proxied: proxied::proxied(table, &subject),
         vips: vips.unwrap_or_default(),
     })
 }
