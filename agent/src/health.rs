@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::SourceConfig,
+    config::{Mode, SourceConfig},
     observe::Observation,
     plane::{Chosen, Kind},
 };
@@ -147,7 +147,13 @@ fn dataplane(now: &Observation) -> Subsystem {
             Subsystem::new(name, Condition::Ok, format!("ebpf, pinned in {pin}"))
         }
         Some(Chosen { kind: Kind::Proxy, reason }) if now.opened => {
-            Subsystem::new(name, Condition::Ok, format!("proxy: {reason}"))
+            let subsystem = Subsystem::new(name, Condition::Ok, format!("proxy: {reason}"));
+            match now.config.dataplane.mode {
+                Mode::Proxy => subsystem,
+                _ => {
+                    subsystem.hint("all nodes of the mesh must use the same; weir check says more")
+                }
+            }
         }
         _ => Subsystem::new(name, Condition::Failed, "it is being opened"),
     }

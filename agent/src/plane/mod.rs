@@ -11,6 +11,7 @@ pub use either::Plane;
 pub use user::UserPlane;
 
 use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
 use weir_loader::{Check, Dataplane, Error, Outcome};
 
 use crate::config::{Config, Mode};
@@ -90,6 +91,9 @@ pub fn open(config: &Config, obstacles: &[Check]) -> Result<Plane, Error> {
 
 fn user(config: &Config, reason: impl Into<String>) -> Result<Plane, Error> {
     let chosen = Chosen::proxy(reason);
-    tracing::info!(reason = chosen.reason, "the data plane is the userspace proxy");
+    match config.dataplane.mode {
+        Mode::Proxy => info!("the data plane is the userspace proxy"),
+        _ => warn!(reason = chosen.reason, "the data plane is the userspace proxy"),
+    }
     UserPlane::instead(config, chosen).map(Plane::user)
 }

@@ -80,6 +80,7 @@ pub(crate) fn spawn_with<K: Kernel + 'static>(
             open().and_then(|kernel| Reconciler::new(kernel, settings, Instant::now()));
         match reconciler {
             Ok(reconciler) => {
+                report_in.send_replace(reconciler.report().clone());
                 opened.send(Ok(reconciler.held())).ok();
                 run(reconciler, &inbox, &report_in);
             }
