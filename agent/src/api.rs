@@ -15,6 +15,7 @@ use weir_mesh::{
 use crate::{
     health::{self, Condition, Subsystem},
     observe::Observation,
+    plane::Chosen,
 };
 
 /// `/api/v1/status`
@@ -44,6 +45,9 @@ pub struct Status {
     pub source_faults: Vec<String>,
     /// Everything that keeps the mesh from being served as it should be.
     pub problems: Vec<String>,
+    /// The data plane, and why it is that one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dataplane: Option<Chosen>,
     /// Hook to how it is attached.
     pub hooks: BTreeMap<String, String>,
     /// Operations and time of the last pass that changed something.
@@ -240,6 +244,7 @@ pub fn status(now: &Observation) -> Status {
         subsystems,
         source_faults: faults.map(ToString::to_string).collect(),
         problems: now.report.problems.clone(),
+        dataplane: now.report.plane.clone(),
         hooks: hooks.map(|(hook, how)| (hook.clone(), (*how).to_owned())).collect(),
         last_pass: LastPass {
             operations: now.report.operations,
@@ -273,7 +278,10 @@ fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
     let view = |port: &weir_mesh::Port| {
         let frontend = Frontend::of(port);
         let holder = now.report.withheld.get(&frontend);
-        let state = if now.report.ports.contains(&frontend) {
+        let unserved = now.report.unserved.get(&frontend);
+        let state = if unserved.is_some() {
+            PortState::Pending
+        } else if now.report.ports.contains(&frontend) {
             PortState::Served
         } else if holder.is_some() {
             PortState::Withheld
@@ -288,7 +296,7 @@ fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
             target: port.target,
             mode: port.mode,
             state,
-            holder: holder.map(ToString::to_string),
+            holder: holder.map(ToString::to_string).or_else(|| unserved.cloned()),
             counters: now.stats.frontends.get(&frontend).copied().unwrap_or_default().into(),
         }
     };

@@ -9,17 +9,21 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tracing::{error, info, warn};
-use weir_loader::{Check, Dataplane, Outcome};
+use weir_loader::Check;
 
 use crate::{
-    config::{Config, Overrides, SourceConfig},
+    config::{Config, Mode, Overrides, SourceConfig},
     farewell, hosts,
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
     logging::Logging,
     metrics::Metrics,
-    observe::{Judged, Observer},
+    observe::{Judged, Observer, Planes},
+    plane::{
+        self,
+        beside::{Beside, Splitter},
+    },
     probes::{
         LocalHealth,
         judge::{self, Wires},
@@ -58,7 +62,8 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     // One agent for one set of pins, and for one socket.
     let _pins = Lock::of_pins(&config.dataplane.pin)?;
     let _socket = Lock::of_socket(&config.socket)?;
-    can_run(&config)?;
+    let obstacles = obstacles(&config)?;
+    let config = Arc::new(config);
     let doors = Doors::open(&config).await?;
 
     // Sources -> snapshots.
@@ -79,13 +84,21 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     tokio::spawn(snapshots::keep(state, writer.declared()));
     tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait, chamber));
 
-    // Snapshots -> the kernel.
+    // Snapshots -> the data plane.
     let metrics = Arc::new(Metrics::new());
     let settings = reconciler_settings(&config, &metrics);
     let Started { opening, handle: reconciler, thread } =
-        reconciler::thread::spawn(config.dataplane_options(), settings)
+        reconciler::thread::spawn(config.clone(), obstacles, settings)
             .context("cannot start the reconciler's thread")?;
-    tokio::spawn(reconciler.clone().follow(view.clone()));
+    let beside = Beside::default();
+    let splitter = Splitter {
+        config: config.clone(),
+        settings: reconciler_settings(&config, &metrics),
+        main: reconciler.clone(),
+        beside: beside.clone(),
+        findings: findings.clone(),
+    };
+    tokio::spawn(splitter.run(view.clone()));
     if let Some(words) = &docker {
         tokio::spawn(swarm::pass_spaces(words.clone(), reconciler.clone()));
     }
@@ -95,10 +108,15 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
 
     // All of it -> metrics, health, admin API.
     let (opened_in, opened) = watch::channel(false);
-    let config = Arc::new(config);
     let judged = Judged { view: view.clone(), health };
-    let observer =
-        Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened, link);
+    let observer = Observer::new(
+        config.clone(),
+        source_state,
+        judged,
+        Planes { main: reconciler.clone(), beside },
+        opened,
+        link,
+    );
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
     let already = opening.await.context("the reconciler's thread ended early")??;
@@ -126,7 +144,9 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         return Err(anyhow!("the reconciler's thread panicked"));
     }
     if let Ended::Stopped = outcome {
-        info!("the agent has stopped, forwarding goes on; weir uninstall would end that");
+        info!(
+            "the agent has stopped; what the kernel forwards goes on, weir uninstall would end that"
+        );
     }
     Ok(outcome)
 }
@@ -189,13 +209,12 @@ fn follow_source(
     }
 }
 
-/// Without what the data plane needs nothing is begun, and everything that is missing is named.
-fn can_run(config: &Config) -> anyhow::Result<()> {
-    let checks = Dataplane::check(&config.dataplane_options());
-    let lacking: Vec<&Check> =
-        checks.iter().filter(|check| check.outcome == Outcome::Bad).collect();
-    if lacking.is_empty() {
-        return Ok(());
+/// What keeps the kernel data plane from running here. Where nothing else will do, nothing is begun,
+/// and everything that is missing is named.
+fn obstacles(config: &Config) -> anyhow::Result<Vec<Check>> {
+    let lacking = plane::obstacles(config);
+    if lacking.is_empty() || config.dataplane.mode != Mode::Ebpf {
+        return Ok(lacking);
     }
     let lines: String = lacking
         .iter()

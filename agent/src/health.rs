@@ -3,7 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{config::SourceConfig, observe::Observation};
+use crate::{
+    config::{Mode, SourceConfig},
+    observe::Observation,
+    plane::{Chosen, Kind},
+};
 
 /// How a subsystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -148,16 +152,43 @@ fn link(now: &Observation) -> Option<Subsystem> {
 
 fn dataplane(now: &Observation) -> Subsystem {
     let name = "data plane";
-    if now.opened {
-        let pin = now.config.dataplane.pin.display();
-        Subsystem::new(name, Condition::Ok, format!("ebpf, pinned in {pin}"))
-    } else {
-        Subsystem::new(name, Condition::Failed, "the kernel programs are being loaded")
+    match &now.report.plane {
+        Some(Chosen { kind: Kind::Ebpf, .. }) if now.opened => {
+            let pin = now.config.dataplane.pin.display();
+            Subsystem::new(name, Condition::Ok, format!("ebpf, pinned in {pin}"))
+        }
+        Some(Chosen { kind: Kind::Proxy, reason }) if now.opened => {
+            let subsystem = Subsystem::new(name, Condition::Ok, format!("proxy: {reason}"));
+            match now.config.dataplane.mode {
+                Mode::Proxy => subsystem,
+                _ => {
+                    subsystem.hint("all nodes of the mesh must use the same; weir check says more")
+                }
+            }
+        }
+        _ => Subsystem::new(name, Condition::Failed, "it is being opened"),
+    }
+}
+
+/// Ports that clients are served at by sockets.
+fn listeners(now: &Observation) -> Subsystem {
+    let name = "listeners";
+    let listened = now.report.ports.len();
+    match now.report.unserved.values().next() {
+        None => Subsystem::new(name, Condition::Ok, format!("{listened} ports")),
+        Some(first) => {
+            let missing = now.report.unserved.len();
+            let reason = format!("{missing} of {listened} ports are not listened on: {first}");
+            Subsystem::new(name, Condition::Degraded, reason)
+        }
     }
 }
 
 fn hooks(now: &Observation) -> Subsystem {
     let name = "interfaces";
+    if now.report.plane.as_ref().is_some_and(|plane| plane.kind == Kind::Proxy) {
+        return listeners(now);
+    }
     let attachments = &now.report.attachments;
     if let Some(failure) = &now.report.host_failed {
         return Subsystem::new(name, Condition::Failed, failure.clone());
@@ -195,13 +226,13 @@ fn reconciler(now: &Observation) -> Subsystem {
     match (report.generation, report.wanted) {
         (Some(held), wanted) if wanted.is_none_or(|wanted| wanted == held) => {
             let ports = report.ports.len();
-            let reason = format!("generation {held} is in the kernel, {ports} ports");
+            let reason = format!("generation {held} is in the data plane, {ports} ports");
             Subsystem::new(name, Condition::Ok, reason)
         }
         (None, None) => Subsystem::new(name, Condition::Failed, "there is no snapshot yet")
             .hint("what an earlier agent left in the kernel goes on serving"),
         (held, Some(wanted)) => {
-            let reason = format!("generation {wanted} is on its way into the kernel");
+            let reason = format!("generation {wanted} is on its way into the data plane");
             Subsystem::new(name, Condition::Degraded, reason).ready(held.is_some())
         }
         (Some(_), None) => Subsystem::new(name, Condition::Degraded, "there is no snapshot"),

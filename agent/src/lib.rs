@@ -21,6 +21,7 @@ pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod observe;
+pub mod plane;
 pub mod probes;
 pub mod reconciler;
 pub mod snapshots;

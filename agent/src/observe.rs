@@ -16,8 +16,12 @@ use weir_mesh::NodeName;
 use crate::{
     config::Config,
     link::status::{Counters, LinkStatus},
+    plane::beside::Beside,
     probes::LocalHealth,
-    reconciler::{ReconcileReport, StatsReport, thread::Handle},
+    reconciler::{
+        ReconcileReport, StatsReport,
+        thread::{AskError, Handle},
+    },
     snapshots::View,
     source::SourceState,
     swarm::LateLink,
@@ -31,12 +35,20 @@ pub struct Judged {
     pub health: watch::Receiver<LocalHealth>,
 }
 
+/// The planes of this node.
+pub struct Planes {
+    /// The one that was chosen.
+    pub main: Handle,
+    /// The proxy beside it, once there is one.
+    pub beside: Beside,
+}
+
 /// Where observations are made.
 pub struct Observer {
     config: Arc<Config>,
     source: watch::Receiver<SourceState>,
     judged: Judged,
-    reconciler: Handle,
+    planes: Planes,
     stats: Mutex<Arc<StatsReport>>,
     started: Instant,
     opened: watch::Receiver<bool>,
@@ -95,14 +107,14 @@ impl Observer {
         config: Arc<Config>,
         source: watch::Receiver<SourceState>,
         judged: Judged,
-        reconciler: Handle,
+        planes: Planes,
         opened: watch::Receiver<bool>,
         link: LateLink,
     ) -> Self {
         let mut long_ago = StatsReport::empty();
         long_ago.read = long_ago.read.checked_sub(FRESH).unwrap_or(long_ago.read);
         let stats = Mutex::new(Arc::new(long_ago));
-        Self { config, source, judged, reconciler, stats, started: Instant::now(), opened, link }
+        Self { config, source, judged, planes, stats, started: Instant::now(), opened, link }
     }
 
     /// This moment, with counters as they were last read.
@@ -119,7 +131,7 @@ impl Observer {
 
     /// The text form of the kernel's maps.
     pub async fn dump(&self) -> Result<String, String> {
-        self.reconciler.dump().await.map_err(|error| error.to_string())
+        self.planes.main.dump().await.map_err(|error| error.to_string())
     }
 
     async fn fresh_stats(&self) -> Arc<StatsReport> {
@@ -127,7 +139,7 @@ impl Observer {
         let mut stats = self.stats.lock().await;
         let opened = *self.opened.borrow();
         if opened && stats.read.elapsed() >= FRESH {
-            match timeout(PATIENCE, self.reconciler.stats()).await {
+            match timeout(PATIENCE, self.planes.stats()).await {
                 Ok(Ok(fresh)) => *stats = Arc::new(fresh),
                 Ok(Err(error)) => tracing::warn!(%error, "cannot read the kernel's counters"),
                 Err(_) => tracing::debug!("the reconciler is busy, counters are old"),
@@ -142,7 +154,7 @@ impl Observer {
             source: self.source.borrow().clone(),
             view: self.judged.view.borrow().clone(),
             health: self.judged.health.borrow().clone(),
-            report: self.reconciler.report().borrow().clone(),
+            report: self.planes.report(),
             stats,
             started: self.started,
             opened: *self.opened.borrow(),
@@ -150,6 +162,24 @@ impl Observer {
                 status: link.status(),
                 counters: link.counters().clone(),
             }),
+        }
+    }
+}
+
+impl Planes {
+    fn report(&self) -> ReconcileReport {
+        let main = self.main.report().borrow().clone();
+        match self.beside.get() {
+            Some(beside) => main.beside(&beside.report().borrow()),
+            None => main,
+        }
+    }
+
+    async fn stats(&self) -> Result<StatsReport, AskError> {
+        let main = self.main.stats().await?;
+        match self.beside.get() {
+            Some(beside) => Ok(main.beside(beside.stats().await?)),
+            None => Ok(main),
         }
     }
 }

@@ -107,15 +107,15 @@ fn the_socket_of_a_dead_agent_is_told_from_none() {
 
 #[test]
 fn an_agent_with_a_bad_configuration_names_every_mistake_and_ends_with_2() {
-    let (_kept, path) = file("[node]\nadress = \"x\"\n[dataplane]\nmode = \"proxy\"\n");
+    let (_kept, path) = file("[node]\nadress = \"x\"\n[dataplane]\nmode = \"ebfp\"\n");
     let output = weir(&["agent", "--config", &path, "--tunnel-port", "0"]);
     assert_eq!(code(&output), 2);
     let expected = format!(
         "weir: there are 3 mistakes in the configuration:\n  \
          --tunnel-port: tunnel.port = \"0\": out of range; write a number from 1 to 65535\n  \
          {path}:2: node.adress: unknown key; did you mean \"address\"?\n  \
-         {path}:4: dataplane.mode = \"proxy\": the userspace data plane is not built yet; \
-         write \"auto\" or \"ebpf\"\n"
+         {path}:4: dataplane.mode = \"ebfp\": no such choice; did you mean \"ebpf\"? \
+         (known: \"auto\", \"ebpf\", \"proxy\")\n"
     );
     assert_eq!(stderr(&output), expected);
 }

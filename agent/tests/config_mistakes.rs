@@ -121,9 +121,14 @@ key = "/etc/weir/n1.key"
         ["weir.toml:2: tunnel.device = \"weir-tunnel-device\": not the name of an interface; \
           write at most 15 characters without blanks and slashes"];
 
-    the_proxy_is_not_built_yet: "[dataplane]\nmode = \"proxy\"\n" =>
-        ["weir.toml:2: dataplane.mode = \"proxy\": the userspace data plane is not built yet; \
-          write \"auto\" or \"ebpf\""];
+    a_plane_that_does_not_exist_is_refused: "[dataplane]\nmode = \"prox\"\n" =>
+        ["weir.toml:2: dataplane.mode = \"prox\": no such choice; did you mean \"proxy\"? \
+          (known: \"auto\", \"ebpf\", \"proxy\")"];
+
+    a_proxy_without_threads_is_refused: "[proxy]\nworkers = 0\nconnect_timeout = \"5m\"\n" =>
+        ["weir.toml:2: proxy.workers = 0: out of range; write a number from 1 to 1024",
+         "weir.toml:3: proxy.connect_timeout = \"5m\": out of range; \
+          write more than nothing and at most \"60s\""];
 
     a_word_that_is_no_choice_gets_a_suggestion: "[dataplane]\nattach = \"clsac\"\n" =>
         ["weir.toml:2: dataplane.attach = \"clsac\": no such choice; did you mean \"clsact\"? \
@@ -220,7 +225,8 @@ fn a_mistake_in_a_flag_names_the_flag() {
 
 #[test]
 fn a_host_that_cannot_tell_names_every_key_to_set() {
-    let faults = read("", &Overrides::default()).resolve(&Host::default()).unwrap_err();
+    let text = "[dataplane]\nmode = \"ebpf\"\n";
+    let faults = read(text, &Overrides::default()).resolve(&Host::default()).unwrap_err();
     let messages: Vec<String> = faults.iter().map(ToString::to_string).collect();
     let expected = [
         "this host: node.name: has no host name; set node.name",
@@ -230,6 +236,14 @@ fn a_host_that_cannot_tell_names_every_key_to_set() {
          mount one (mount -t cgroup2 none /sys/fs/cgroup), or set dataplane.cgroup to where it is",
     ];
     assert_eq!(messages, expected);
+}
+
+#[test]
+fn the_proxy_needs_neither_a_cgroup_nor_uplinks() {
+    let text = "[node]\nname = \"n1\"\naddress = \"10.9.9.9\"\n[dataplane]\nmode = \"proxy\"\n";
+    let config = read(text, &Overrides::default()).resolve(&Host::default()).unwrap();
+    assert_eq!(config.node.uplinks, [] as [&str; 0]);
+    assert_eq!(config.proxy.relay_port, 7952);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 //! Both functions are pure and do not depend on the order of their input: every node that knows
 //! the same tasks builds the same cells. A weight of 0 takes none.
 
+pub mod hash;
 pub mod interleave;
 pub mod maglev;
 
+pub use hash::client_cell;
 pub use interleave::{cell_cap, interleave};
 pub use maglev::maglev;
 

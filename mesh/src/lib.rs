@@ -16,6 +16,7 @@ pub mod ident;
 pub mod install;
 pub mod plan;
 pub mod ports;
+pub mod proxied;
 pub mod service;
 pub mod snapshot;
 pub mod vip;
@@ -25,6 +26,7 @@ pub use health::Health;
 pub use ident::Ident;
 pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
+pub use proxied::Proxied;
 pub use service::{
     Balance, Locality, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort,
     Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,

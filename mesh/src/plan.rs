@@ -62,6 +62,9 @@ pub struct LocalView {
     /// Ports that this node must not begin to serve, since a local process listens there. Those
     /// that it serves already it goes on serving.
     pub withheld: BTreeSet<Frontend>,
+    /// Ports whose clients on this node another plane of ours serves, from now on. What other nodes
+    /// forward is served all the same.
+    pub ceded: BTreeSet<Frontend>,
 }
 
 /// The sizes of the kernel arrays.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     access::Access,
     health::{Health, Verdict},
+    proxied::Proxied,
 };
 
 macro_rules! name_type {
@@ -274,6 +275,9 @@ pub struct Service {
     /// How its tasks are judged.
     #[serde(default, skip_serializing_if = "Health::is_default")]
     pub health: Health,
+    /// What only the userspace proxy can do for it.
+    #[serde(default, skip_serializing_if = "Proxied::is_default")]
+    pub proxied: Proxied,
     /// Its virtual addresses by network: each stands for all tasks that have an address of the same
     /// family there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -468,6 +472,7 @@ impl Service {
     /// A service that asks for nothing: no ports, no tasks, all else by default.
     pub fn new(name: ServiceName) -> Self {
         Self {
+            proxied: Proxied::default(),
             name,
             balance: Balance::default(),
             locality: Locality::default(),

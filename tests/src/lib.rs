@@ -42,6 +42,7 @@ pub mod wait;
 mod failure;
 mod leftovers;
 mod plan;
+mod plane;
 
 pub use agent::{Agent, AgentConfig};
 pub use host::{Client, Host};
@@ -51,6 +52,7 @@ pub use netns::Netns;
 pub use network::Network;
 pub use offload::Offloads;
 pub use plan::Families;
+pub use plane::Plane;
 pub use probe::{How, Probe, Seen, Talk};
 pub use process::Process;
 pub use scene::{Cases, Scene};

@@ -134,7 +134,8 @@ impl World {
                 }
             }
         }
-        let local = LocalView { node: own, reach, withheld: BTreeSet::new() };
+        let local =
+            LocalView { node: own, reach, withheld: BTreeSet::new(), ceded: BTreeSet::new() };
         let now = Moment(self.now);
         let plan = self.planner.plan(&self.snapshot, &local, now);
         ensure!(plan.problems.is_empty(), "{:?}", plan.problems);

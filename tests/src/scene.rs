@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::agent::{Agent, AgentConfig};
 use crate::lab::{Lab, LabBuilder};
 use crate::mesh::Mesh;
+use crate::plane::Plane;
 use crate::task::Task;
 use crate::wait::eventually;
 
@@ -32,15 +33,22 @@ pub struct Scene {
     pub agents: Vec<Agent>,
     /// The lab.
     pub lab: Lab,
+    /// The data plane of all agents.
+    pub plane: Plane,
     changes: u32,
 }
 
 impl Scene {
     /// A scene without tasks and agents.
     pub fn new(builder: LabBuilder) -> Result<Self> {
+        Self::on(Plane::default(), builder)
+    }
+
+    /// The same on a data plane.
+    pub fn on(plane: Plane, builder: LabBuilder) -> Result<Self> {
         let lab = builder.build()?;
         let (tasks, mesh, agents) = (BTreeMap::new(), lab.mesh(), Vec::new());
-        Ok(Self { tasks, mesh, agents, lab, changes: 0 })
+        Ok(Self { tasks, mesh, agents, lab, plane, changes: 0 })
     }
 
     /// Adds a running task to a service, which is made when it is new. It serves HTTP on port 80,
@@ -71,7 +79,10 @@ impl Scene {
         self.write()?;
         for host in self.lab.hosts() {
             self.mesh.write_to(&self.own_file(host.name()))?;
-            let agent = self.lab.agent_with(host.name(), |config| change(host.name(), config))?;
+            let agent = self.lab.agent_with(host.name(), |config| {
+                config.set("dataplane.mode", self.plane.mode());
+                change(host.name(), config);
+            })?;
             self.agents.push(agent);
         }
         self.agents.iter().try_for_each(Agent::wait_ready)?;

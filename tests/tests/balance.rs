@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::{Cases, How, Lab, Probe, Scene};
+use weir_tests::{Cases, How, Lab, Plane, Probe, Scene, on_both_planes};
 
 const TURN: u16 = 8081;
 const WEIGHED: u16 = 8082;
@@ -15,8 +15,8 @@ const MAGLEV: u16 = 8084;
 const BOTH_WAYS: [How; 2] = [How::Tcp, How::Udp];
 
 /// Three hosts with one task of each service on each.
-fn scene() -> Scene {
-    let mut scene = Scene::new(Lab::builder().hosts(3)).unwrap();
+fn scene(plane: Plane) -> Scene {
+    let mut scene = Scene::on(plane, Lab::builder().hosts(3)).unwrap();
     for (name, port, balance) in [
         ("turn", TURN, "round-robin"),
         ("weighed", WEIGHED, "round-robin"),
@@ -57,9 +57,13 @@ fn counts(tasks: &[String]) -> BTreeMap<&str, usize> {
     counts
 }
 
-#[test]
-fn new_flows_are_spread_as_the_service_says() {
-    let scene = scene();
+on_both_planes! {
+    new_flows_are_spread_as_the_service_says
+    maglev_gives_a_client_port_the_same_task_on_every_node
+}
+
+fn new_flows_are_spread_as_the_service_says(plane: Plane) {
+    let scene = scene(plane);
     let mut cases = Cases::default();
     let hosts = scene.lab.hosts();
     let targets = |port| hosts.iter().flat_map(move |host| host.targets(port));
@@ -102,9 +106,8 @@ fn by_chance(scene: &Scene, how: How, target: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn maglev_gives_a_client_port_the_same_task_on_every_node() {
-    let scene = scene();
+fn maglev_gives_a_client_port_the_same_task_on_every_node(plane: Plane) {
+    let scene = scene(plane);
     let client = scene.lab.client("c1");
     let mut cases = Cases::default();
     for own in client.addresses() {

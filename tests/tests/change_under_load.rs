@@ -9,15 +9,20 @@ use std::time::Duration;
 use anyhow::Result;
 use weir_tests::firewall::{tcp, udp};
 use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
-use weir_tests::{Cases, Lab, Probe, Scene, State, Task, eventually};
+use weir_tests::{Cases, Lab, Plane, Probe, Scene, State, Task, eventually, on_both_planes};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOSTS: [&str; 3] = ["n1", "n2", "n3"];
 const PORT: u16 = 8080;
 
-fn scene() -> Scene {
-    let mut scene =
-        Scene::new(Lab::builder().hosts(3).docker_firewall([tcp(PORT), udp(PORT)])).unwrap();
+fn scene(plane: Plane) -> Scene {
+    // Docker's rules for published ports would take packets away from the proxy's sockets.
+    let rules: &[_] = match plane {
+        Plane::Ebpf => &[tcp(PORT), udp(PORT)],
+        Plane::Proxy => &[],
+    };
+    let lab = Lab::builder().hosts(3).docker_firewall(rules.iter().copied());
+    let mut scene = Scene::on(plane, lab).unwrap();
     scene.service("web", PORT);
     scene
 }
@@ -90,9 +95,14 @@ fn stop(tasks: &mut [Task]) -> Result<()> {
     })
 }
 
-#[test]
-fn scaling_draining_and_replacing_all_tasks_fails_no_request_of_seventy_thousand() {
-    let mut scene = scene();
+on_both_planes! {
+    scaling_draining_and_replacing_all_tasks_fails_no_request_of_seventy_thousand
+    a_flush_of_all_firewall_rules_in_mid_flight_is_not_noticed
+    thousands_of_services_come_and_go_at_once_and_no_request_fails
+}
+
+fn scaling_draining_and_replacing_all_tasks_fails_no_request_of_seventy_thousand(plane: Plane) {
+    let mut scene = scene(plane);
     scene.task("web", "n1", "web.0").unwrap();
     scene.start().unwrap();
     let load = Load::start(&scene);
@@ -106,9 +116,10 @@ fn scaling_draining_and_replacing_all_tasks_fails_no_request_of_seventy_thousand
     load.assert_clean(70_000, &scene);
 }
 
+/// Only of the kernel plane: the proxy's connections end with their agent.
 #[test]
 fn agents_that_are_killed_and_come_back_fail_no_request_of_thirty_thousand() {
-    let mut scene = scene();
+    let mut scene = scene(Plane::Ebpf);
     for (number, host) in HOSTS.iter().enumerate() {
         scene.task("web", host, &format!("web.{number}")).unwrap();
     }
@@ -129,9 +140,8 @@ fn agents_that_are_killed_and_come_back_fail_no_request_of_thirty_thousand() {
     }
 }
 
-#[test]
-fn a_flush_of_all_firewall_rules_in_mid_flight_is_not_noticed() {
-    let mut scene = scene();
+fn a_flush_of_all_firewall_rules_in_mid_flight_is_not_noticed(plane: Plane) {
+    let mut scene = scene(plane);
     for (number, host) in HOSTS.iter().enumerate() {
         scene.task("web", host, &format!("web.{number}")).unwrap();
     }
@@ -155,23 +165,26 @@ fn a_flush_of_all_firewall_rules_in_mid_flight_is_not_noticed() {
     }
 }
 
-#[test]
-fn ten_thousand_services_come_and_go_at_once_and_no_request_fails() {
+fn thousands_of_services_come_and_go_at_once_and_no_request_fails(plane: Plane) {
     const FIRST: u16 = 10_000;
-    const COUNT: u16 = 10_000;
-    let mut scene = scene();
+    // A port of the proxy takes a file a worker.
+    let many = match plane {
+        Plane::Ebpf => 10_000,
+        Plane::Proxy => 2_000,
+    };
+    let mut scene = scene(plane);
     add(&mut scene, 0..3);
     scene.start().unwrap();
     let load = Load::start(&scene);
     let few = scene.mesh.clone();
-    for number in 0..COUNT {
+    for number in 0..many {
         let task = &scene.tasks[&format!("web.{}", number % 3)];
         let service = scene.mesh.service(&format!("many-{number}"));
         service.publish(format!("{}:80", FIRST + number).as_str()).task(task);
     }
     scene.apply().unwrap();
     let mut cases = Cases::default();
-    for number in (0..COUNT).step_by(997) {
+    for number in (0..many).step_by(997) {
         for target in HOSTS.iter().flat_map(|host| scene.lab.host(host).targets(FIRST + number)) {
             let seen = scene.lab.client("c1").ask(&Probe::tcp(target));
             cases.note(target, seen.by(&format!("web.{}", number % 3)).map(drop));

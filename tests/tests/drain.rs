@@ -8,15 +8,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use weir_tests::{Cases, How, Lab, Mesh, Probe, Scene, Seen, State, Talk, eventually};
+use weir_tests::{
+    Cases, How, Lab, Mesh, Plane, Probe, Scene, Seen, State, Talk, eventually, on_both_planes,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PORT: u16 = 8080;
 const DRAIN: Duration = Duration::from_secs(3);
 
 /// `web.1` on n1 and `web.2` on n2.
-fn scene() -> Scene {
-    let mut scene = Scene::new(Lab::builder()).unwrap();
+fn scene(plane: Plane) -> Scene {
+    let mut scene = Scene::on(plane, Lab::builder()).unwrap();
     let timeouts = toml::Table::from_iter([("drain".to_owned(), "3s".into())]);
     scene.service("web", PORT).set("timeouts", timeouts);
     scene.task("web", "n1", "web.1").unwrap();
@@ -94,9 +96,17 @@ fn ended(seen: &Seen) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_draining_task_keeps_its_flows_and_one_that_left_keeps_them_until_the_deadline() {
-    let mut scene = scene();
+on_both_planes! {
+    a_draining_task_keeps_its_flows_and_one_that_left_keeps_them_until_the_deadline
+    the_flows_of_a_task_that_is_down_end_at_once
+    a_node_whose_task_drains_gives_an_outdated_node_s_flows_to_another_local_task
+    a_node_whose_task_is_gone_gives_an_outdated_node_s_flows_to_another_local_task
+    a_node_whose_last_task_drains_sends_an_outdated_node_s_flows_on_to_another_node
+    a_node_whose_last_task_is_gone_sends_an_outdated_node_s_flows_on_to_another_node
+}
+
+fn a_draining_task_keeps_its_flows_and_one_that_left_keeps_them_until_the_deadline(plane: Plane) {
+    let mut scene = scene(plane);
     let mut cases = Cases::default();
     let mut flows = flows(&scene, "web.1");
 
@@ -121,9 +131,8 @@ fn a_draining_task_keeps_its_flows_and_one_that_left_keeps_them_until_the_deadli
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn the_flows_of_a_task_that_is_down_end_at_once() {
-    let mut scene = scene();
+fn the_flows_of_a_task_that_is_down_end_at_once(plane: Plane) {
+    let mut scene = scene(plane);
     let mut cases = Cases::default();
     let mut flows = flows(&scene, "web.1");
     scene.mesh.service("web").state("web.1", State::Down);
@@ -134,8 +143,8 @@ fn the_flows_of_a_task_that_is_down_end_at_once() {
 }
 
 /// n1 believes that the only task is `web.1` on n2, and n2 knows better.
-fn outdated(other: (&str, &str), change: impl Fn(&mut Mesh)) -> Scene {
-    let mut scene = Scene::new(Lab::builder().hosts(3)).unwrap();
+fn outdated(plane: Plane, other: (&str, &str), change: impl Fn(&mut Mesh)) -> Scene {
+    let mut scene = Scene::on(plane, Lab::builder().hosts(3)).unwrap();
     scene.service("web", PORT);
     scene.task("web", "n2", "web.1").unwrap();
     let old = scene.mesh.clone();
@@ -176,35 +185,31 @@ fn nothing_fails(scene: &Scene, task: &str) {
     cases.end(scene).unwrap();
 }
 
-#[test]
-fn a_node_whose_task_drains_gives_an_outdated_node_s_flows_to_another_local_task() {
+fn a_node_whose_task_drains_gives_an_outdated_node_s_flows_to_another_local_task(plane: Plane) {
     let draining = |mesh: &mut Mesh| {
         mesh.service("web").state("web.1", State::Draining);
     };
-    let scene = outdated(("web.2", "n2"), draining);
+    let scene = outdated(plane, ("web.2", "n2"), draining);
     nothing_fails(&scene, "web.2");
 }
 
-#[test]
-fn a_node_whose_task_is_gone_gives_an_outdated_node_s_flows_to_another_local_task() {
-    let scene = outdated(("web.2", "n2"), |mesh| {
+fn a_node_whose_task_is_gone_gives_an_outdated_node_s_flows_to_another_local_task(plane: Plane) {
+    let scene = outdated(plane, ("web.2", "n2"), |mesh| {
         mesh.service("web").remove_task("web.1");
     });
     nothing_fails(&scene, "web.2");
 }
 
-#[test]
-fn a_node_whose_last_task_drains_sends_an_outdated_node_s_flows_on_to_another_node() {
+fn a_node_whose_last_task_drains_sends_an_outdated_node_s_flows_on_to_another_node(plane: Plane) {
     let draining = |mesh: &mut Mesh| {
         mesh.service("web").state("web.1", State::Draining);
     };
-    let scene = outdated(("web.3", "n3"), draining);
+    let scene = outdated(plane, ("web.3", "n3"), draining);
     nothing_fails(&scene, "web.3");
 }
 
-#[test]
-fn a_node_whose_last_task_is_gone_sends_an_outdated_node_s_flows_on_to_another_node() {
-    let scene = outdated(("web.3", "n3"), |mesh| {
+fn a_node_whose_last_task_is_gone_sends_an_outdated_node_s_flows_on_to_another_node(plane: Plane) {
+    let scene = outdated(plane, ("web.3", "n3"), |mesh| {
         mesh.service("web").remove_task("web.1");
     });
     nothing_fails(&scene, "web.3");

@@ -17,7 +17,7 @@ use weir_tests::firewall::{IngressPort, tcp, udp};
 use weir_tests::lab::command;
 use weir_tests::task::task_program;
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{Agent, Cases, How, Lab, Probe, Process, Scene, eventually};
+use weir_tests::{Agent, AgentConfig, Cases, How, Lab, Probe, Process, Scene, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PORT: u16 = 8080;
@@ -76,6 +76,11 @@ fn own_server(scene: &Scene, host: &str) -> Process {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Without the proxy, which `auto` would take.
+fn in_the_kernel(config: &mut AgentConfig) {
+    config.set("dataplane.mode", "ebpf");
 }
 
 /// It ended by itself with exit code 2, and said all of these.
@@ -240,7 +245,7 @@ fn an_agent_without_capabilities_says_which_and_how_to_get_them() {
         // CAP_SYS_ADMIN includes CAP_BPF.
         let bounding = format!("--bounding-set=-{lost},-sys_admin");
         let wrapper = ["setpriv", &bounding, "--inh-caps=-all"];
-        let output = Agent::attempt(lab.host("n1"), &wrapper, |_| ()).unwrap();
+        let output = Agent::attempt(lab.host("n1"), &wrapper, in_the_kernel).unwrap();
         refused(&output, &[&format!("CAP_{}", lost.to_uppercase())]);
     }
     assert!(!lab.host("n1").pin_dir().exists(), "a refused agent has pinned something");
@@ -252,7 +257,7 @@ fn an_agent_whose_kernel_refuses_programs_says_what_it_needs_and_leaves_nothing(
     lab.mesh().write().unwrap();
     let task = task_program().unwrap();
     let wrapper = [task.to_str().unwrap(), "refuse-programs", "--"];
-    let output = Agent::attempt(lab.host("n1"), &wrapper, |_| ()).unwrap();
+    let output = Agent::attempt(lab.host("n1"), &wrapper, in_the_kernel).unwrap();
     refused(&output, &["the kernel takes no classifier programs", "CONFIG_BPF_SYSCALL"]);
     assert!(!lab.host("n1").pin_dir().exists(), "a refused agent has pinned something");
 }
@@ -263,6 +268,7 @@ fn an_agent_whose_pins_would_not_be_on_a_bpf_file_system_says_how_to_mount_one()
     lab.mesh().write().unwrap();
     let pin = lab.host("n1").run_dir().join("pins");
     let output = Agent::attempt(lab.host("n1"), &[], |config| {
+        in_the_kernel(config);
         config.set("dataplane.pin", pin.to_str().unwrap());
     });
     refused(&output.unwrap(), &["mount -t bpf", pin.to_str().unwrap()]);

@@ -16,7 +16,9 @@ use socket2::{Domain, Socket, Type};
 use weir_tests::firewall::{tcp, udp};
 use weir_tests::lab::command;
 use weir_tests::task::task_program;
-use weir_tests::{Cases, How, Lab, LabBuilder, Probe, Publish, Scene, Seen, eventually};
+use weir_tests::{
+    Cases, How, Lab, LabBuilder, Plane, Probe, Publish, Scene, Seen, eventually, on_both_planes,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const ALL: [How; 3] = [How::Tcp, How::Udp, How::UdpConnected];
@@ -29,16 +31,21 @@ const BOTH: u16 = 8084;
 const EMPTY: u16 = 8090;
 const HOST_MODE: u16 = 9090;
 
-/// Hosts with Docker's rules for the published ports.
-fn docker(hosts: usize) -> LabBuilder {
-    let ports = [HERE, ALSO_HERE, THERE, BOTH, EMPTY].into_iter();
+/// Hosts with Docker's rules; where the proxy serves, without those for published ports, which would
+/// take packets away from its sockets.
+fn docker(plane: Plane, hosts: usize) -> LabBuilder {
+    let ports: &[u16] = match plane {
+        Plane::Ebpf => &[HERE, ALSO_HERE, THERE, BOTH, EMPTY],
+        Plane::Proxy => &[],
+    };
+    let ports = ports.iter().copied();
     let rules: Vec<_> = ports.flat_map(|port| [tcp(port), udp(port)]).collect();
     Lab::builder().hosts(hosts).docker_firewall(rules)
 }
 
 /// `here` and `also-here` on n1, `there` on n2; `both.1` and `both.2` on one each; `empty`.
-fn scene() -> Scene {
-    let mut scene = Scene::new(docker(2)).unwrap();
+fn scene(plane: Plane) -> Scene {
+    let mut scene = Scene::on(plane, docker(plane, 2)).unwrap();
     let services = [("here", HERE), ("also-here", ALSO_HERE), ("there", THERE), ("both", BOTH)];
     for (name, port) in services {
         scene.service(name, port);
@@ -61,14 +68,32 @@ fn of_family(addresses: &[IpAddr], of: SocketAddr) -> IpAddr {
     *addresses.iter().find(|address| address.is_ipv4() == of.is_ipv4()).unwrap()
 }
 
-/// The client is kept, the answer comes from where the question went, the right task answers.
-fn whole(seen: &Seen, task: &str, own: IpAddr, target: SocketAddr) -> Result<()> {
-    seen.by(task)?.client_kept(own)?.answered_from(target).map(drop)
+/// The client is kept where the plane can, the answer comes from where the question went, the right
+/// task answers.
+fn whole(plane: Plane, seen: &Seen, task: &str, own: IpAddr, target: SocketAddr) -> Result<()> {
+    kept(plane, seen.by(task)?, own)?.answered_from(target).map(drop)
 }
 
-#[test]
-fn a_and_b_a_client_reaches_local_and_remote_tasks_which_see_its_real_address() {
-    let scene = scene();
+fn kept(plane: Plane, seen: &Seen, own: IpAddr) -> Result<&Seen> {
+    if plane.keeps_client() { seen.client_kept(own) } else { Ok(seen) }
+}
+
+on_both_planes! {
+    a_and_b_a_client_reaches_local_and_remote_tasks_which_see_its_real_address
+    b_a_process_on_a_host_reaches_a_task_through_another_host
+    c_a_process_on_a_node_reaches_services_at_loopback_and_at_its_own_addresses
+    c_many_connections_of_a_process_on_a_node_reach_all_tasks
+    c_a_process_in_a_container_keeps_its_own_loopback
+    e_a_task_reaches_services_of_its_own_node_by_the_nodes_address
+    f_udp_without_checksums_and_from_unconnected_sockets_reaches_all_tasks
+    f_a_udp_flow_stays_with_its_task_until_it_was_idle_for_the_timeout
+    i_a_service_without_a_task_refuses_at_once
+    j_in_host_mode_only_nodes_with_a_task_answer_and_the_others_are_as_without_weir
+    k_one_client_port_through_two_addresses_to_one_task
+}
+
+fn a_and_b_a_client_reaches_local_and_remote_tasks_which_see_its_real_address(plane: Plane) {
+    let scene = scene(plane);
     let client = scene.lab.client("c1");
     let mut cases = Cases::default();
     for (port, task) in [(HERE, "here.1"), (THERE, "there.1")] {
@@ -83,7 +108,7 @@ fn a_and_b_a_client_reaches_local_and_remote_tasks_which_see_its_real_address() 
                     let seen = client.ask(&probe);
                     cases.note(
                         format!("{walk}: {probe} on {}, round {round}", host.name()),
-                        whole(&seen, task, own, target),
+                        whole(plane, &seen, task, own, target),
                     );
                 }
             }
@@ -92,9 +117,8 @@ fn a_and_b_a_client_reaches_local_and_remote_tasks_which_see_its_real_address() 
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn b_a_process_on_a_host_reaches_a_task_through_another_host() {
-    let scene = scene();
+fn b_a_process_on_a_host_reaches_a_task_through_another_host(plane: Plane) {
+    let scene = scene(plane);
     let (n1, n2) = (scene.lab.host("n1"), scene.lab.host("n2"));
     let mut cases = Cases::default();
     for (port, task) in [(HERE, "here.1"), (THERE, "there.1"), (BOTH, "")] {
@@ -104,7 +128,7 @@ fn b_a_process_on_a_host_reaches_a_task_through_another_host() {
         let answers = n1.probe(&probes).unwrap();
         for ((probe, seen), (target, _)) in probes.iter().zip(&answers).zip(&targets) {
             let result = seen.answered_from(*target).and_then(|seen| match task {
-                "" => seen.client_kept(of_family(n1.addresses(), *target)),
+                "" => kept(plane, seen, of_family(n1.addresses(), *target)),
                 task => seen.by(task),
             });
             cases.note(format!("b: on n1, {probe} of n2, task {task}"), result);
@@ -113,9 +137,8 @@ fn b_a_process_on_a_host_reaches_a_task_through_another_host() {
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn c_a_process_on_a_node_reaches_services_at_loopback_and_at_its_own_addresses() {
-    let scene = scene();
+fn c_a_process_on_a_node_reaches_services_at_loopback_and_at_its_own_addresses(plane: Plane) {
+    let scene = scene(plane);
     let host = scene.lab.host("n1");
     let mut names = vec!["127.0.0.1".to_owned(), "[::1]".to_owned()];
     names.extend(host.addresses().iter().map(|address| match address {
@@ -149,9 +172,8 @@ fn c_a_process_on_a_node_reaches_services_at_loopback_and_at_its_own_addresses()
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn c_many_connections_of_a_process_on_a_node_reach_all_tasks() {
-    let scene = scene();
+fn c_many_connections_of_a_process_on_a_node_reach_all_tasks(plane: Plane) {
+    let scene = scene(plane);
     let mut cases = Cases::default();
     for how in ALL {
         for name in ["127.0.0.1", "[::1]"] {
@@ -169,9 +191,8 @@ fn c_many_connections_of_a_process_on_a_node_reach_all_tasks() {
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn c_a_process_in_a_container_keeps_its_own_loopback() {
-    let scene = scene();
+fn c_a_process_in_a_container_keeps_its_own_loopback(plane: Plane) {
+    let scene = scene(plane);
     let task = &scene.tasks["here.1"];
     let mut cases = Cases::default();
     let targets = [format!("127.0.0.1:{HERE}"), format!("[::1]:{HERE}")];
@@ -193,9 +214,8 @@ fn c_a_process_in_a_container_keeps_its_own_loopback() {
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn e_a_task_reaches_services_of_its_own_node_by_the_nodes_address() {
-    let scene = scene();
+fn e_a_task_reaches_services_of_its_own_node_by_the_nodes_address(plane: Plane) {
+    let scene = scene(plane);
     let task = &scene.tasks["here.1"];
     let mut cases = Cases::default();
     let services = [(HERE, "here.1"), (ALSO_HERE, "also-here.1"), (THERE, "there.1")];
@@ -223,9 +243,8 @@ fn e_a_task_reaches_services_of_its_own_node_by_the_nodes_address() {
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn f_udp_without_checksums_and_from_unconnected_sockets_reaches_all_tasks() {
-    let scene = scene();
+fn f_udp_without_checksums_and_from_unconnected_sockets_reaches_all_tasks(plane: Plane) {
+    let scene = scene(plane);
     let client = scene.lab.client("c1");
     let mut cases = Cases::default();
     for target in scene.lab.hosts().iter().flat_map(|host| host.targets(BOTH)) {
@@ -238,7 +257,7 @@ fn f_udp_without_checksums_and_from_unconnected_sockets_reaches_all_tasks() {
             let own = of_family(client.addresses(), target);
             let each = || -> Result<()> {
                 for seen in &answers {
-                    seen.client_kept(own)?.answered_from(target)?;
+                    kept(plane, seen, own)?.answered_from(target)?;
                 }
                 ensure!(tasks.len() == 2, "only {tasks:?} answered");
                 Ok(())
@@ -249,9 +268,8 @@ fn f_udp_without_checksums_and_from_unconnected_sockets_reaches_all_tasks() {
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn f_a_udp_flow_stays_with_its_task_until_it_was_idle_for_the_timeout() {
-    let mut scene = Scene::new(docker(2)).unwrap();
+fn f_a_udp_flow_stays_with_its_task_until_it_was_idle_for_the_timeout(plane: Plane) {
+    let mut scene = Scene::on(plane, docker(plane, 2)).unwrap();
     let timeouts = toml::Table::from_iter(
         ["udp_one_way", "udp_both_ways"].map(|key| (key.to_owned(), "2s".into())),
     );
@@ -288,9 +306,8 @@ fn f_a_udp_flow_stays_with_its_task_until_it_was_idle_for_the_timeout() {
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn i_a_service_without_a_task_refuses_at_once() {
-    let scene = scene();
+fn i_a_service_without_a_task_refuses_at_once(plane: Plane) {
+    let scene = scene(plane);
     let mut cases = Cases::default();
     let probes: Vec<_> = scene
         .lab
@@ -319,9 +336,8 @@ fn i_a_service_without_a_task_refuses_at_once() {
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn j_in_host_mode_only_nodes_with_a_task_answer_and_the_others_are_as_without_weir() {
-    let mut scene = Scene::new(docker(3)).unwrap();
+fn j_in_host_mode_only_nodes_with_a_task_answer_and_the_others_are_as_without_weir(plane: Plane) {
+    let mut scene = Scene::on(plane, docker(plane, 3)).unwrap();
     let service = scene.mesh.service("local");
     service.publish(Publish::host_mode(HOST_MODE, 80, "tcp"));
     service.publish(Publish::host_mode(HOST_MODE, 53, "udp"));
@@ -336,7 +352,10 @@ fn j_in_host_mode_only_nodes_with_a_task_answer_and_the_others_are_as_without_we
             for probe in ALL.map(|how| Probe::new(how, target)) {
                 for _ in 0..2 {
                     let seen = client.ask(&probe);
-                    cases.note(format!("j: {probe} of {host}"), whole(&seen, task, own, target));
+                    cases.note(
+                        format!("j: {probe} of {host}"),
+                        whole(plane, &seen, task, own, target),
+                    );
                 }
             }
         }
@@ -367,14 +386,16 @@ fn j_in_host_mode_only_nodes_with_a_task_answer_and_the_others_are_as_without_we
     for target in &elsewhere {
         let own = of_family(client.addresses(), *target);
         let seen = client.ask(&Probe::tcp(target));
-        cases.note(format!("j: {target}, n3's own server"), whole(&seen, "own", own, *target));
+        cases.note(
+            format!("j: {target}, n3's own server"),
+            whole(plane, &seen, "own", own, *target),
+        );
     }
     cases.end(&scene).unwrap();
 }
 
-#[test]
-fn k_one_client_port_through_two_addresses_to_one_task() {
-    let scene = scene();
+fn k_one_client_port_through_two_addresses_to_one_task(plane: Plane) {
+    let scene = scene(plane);
     let n1 = scene.lab.host("n1");
     let second = [("10.77.0.21".parse().unwrap(), 16), ("fd77::21".parse().unwrap(), 64)];
     n1.netns().set_up("eth0", &second).unwrap();
@@ -470,7 +491,7 @@ fn retransmits(stream: &TcpStream) -> Result<u32> {
 fn two_streams(scene: &Scene, from: SocketAddr, to: [SocketAddr; 2], task: &str) -> Result<()> {
     let netns = scene.lab.client("c1").netns();
     let mut one = Probe::tcp(to[0]).from(from).open_in(netns)?;
-    one.ask().by(task)?.client_kept(from.ip())?;
+    kept(scene.plane, one.ask().by(task)?, from.ip())?;
     let mut two = Probe::tcp(to[1]).from(from).open_in(netns)?;
     for _ in 0..3 {
         two.ask().by(task)?.answered_from(to[1])?;

@@ -1,6 +1,11 @@
 //! `weir check`: what this host can do. Changes nothing and needs no agent.
 
-use std::{fs, io, net::TcpListener, os::unix::net::UnixStream, path::Path};
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener},
+    os::unix::net::UnixStream,
+    path::Path,
+};
 
 use serde::Serialize;
 use weir_loader::{Dataplane, Outcome};
@@ -10,7 +15,7 @@ use super::{
     table::{Table, mark, print, print_json},
 };
 use crate::{
-    config::{Config, SourceConfig},
+    config::{Config, Mode, SourceConfig},
     health::Condition,
     source::{docker, file},
 };
@@ -26,8 +31,7 @@ struct Line {
 
 pub(super) fn host(config: &ConfigArgs, output: &OutputArgs) -> Result<Condition, Failed> {
     let config = config.load()?;
-    let mut lines: Vec<Line> =
-        Dataplane::check(&config.dataplane_options()).into_iter().map(Line::from).collect();
+    let mut lines = data_plane(&config);
     lines.extend([listen(&config), state_directory(&config), source(&config)]);
     let worst = lines.iter().map(|line| line.condition).max().unwrap_or(Condition::Ok);
     if output.output == Format::Json {
@@ -43,6 +47,40 @@ pub(super) fn host(config: &ConfigArgs, output: &OutputArgs) -> Result<Condition
         print(&table.text());
     }
     Ok(worst)
+}
+
+/// What the kernel plane needs; where the proxy may take its place, nothing of it is a must.
+fn data_plane(config: &Config) -> Vec<Line> {
+    let name = "data-plane";
+    if config.dataplane.mode == Mode::Proxy {
+        return vec![line(name, Condition::Ok, "the userspace proxy".into(), ""), relay(config)];
+    }
+    let checks = Dataplane::check(&config.dataplane_options());
+    let mut lines: Vec<Line> = checks.into_iter().map(Line::from).collect();
+    let lacks = lines.iter().any(|line| line.condition == Condition::Failed);
+    if lacks && config.dataplane.mode == Mode::Auto {
+        for line in &mut lines {
+            line.condition = line.condition.min(Condition::Degraded);
+        }
+        let found = "not the kernel's: the userspace proxy takes its place";
+        lines.push(line(name, Condition::Degraded, found.into(), "see docs/proxy.md"));
+        lines.push(relay(config));
+    }
+    lines
+}
+
+fn relay(config: &Config) -> Line {
+    let address = SocketAddr::new(config.node.address, config.proxy.relay_port);
+    // A running agent holds its own port.
+    let running = UnixStream::connect(&config.socket).is_ok();
+    match TcpListener::bind(address) {
+        Err(error) if !running => {
+            let remedy = "set node.address to an address of this host, or proxy.relay_port, on \
+                          every node alike";
+            line("relay", Condition::Failed, format!("{address}: {error}"), remedy)
+        }
+        _ => line("relay", Condition::Ok, format!("{address} for other nodes"), ""),
+    }
 }
 
 impl From<weir_loader::Check> for Line {

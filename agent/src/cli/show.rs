@@ -202,7 +202,8 @@ fn port_state(port: &PortView) -> String {
         (PortState::Withheld, Some(holder)) => format!("withheld: {holder}"),
         (PortState::Withheld, None) => "withheld".to_owned(),
         (PortState::Elsewhere, _) => "not on this node".to_owned(),
-        (PortState::Pending, _) => "not served yet".to_owned(),
+        (PortState::Pending, Some(reason)) => format!("not served: {reason}"),
+        (PortState::Pending, None) => "not served yet".to_owned(),
     };
     state + mode
 }

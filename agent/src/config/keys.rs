@@ -53,6 +53,13 @@ pub const KEYS: &[Key] = &[
         Kind::Text,
         "listener-wins: a process that already listens keeps its port; mesh-wins: it does not",
     ),
+    key("proxy.relay_port", Kind::Number, "Port between nodes, TCP and UDP [default: 7952]"),
+    key("proxy.workers", Kind::Number, "Threads of the proxy [default: one a core]"),
+    key("proxy.connect_timeout", Kind::Text, "Then another task is tried [default: 3s]"),
+    key("proxy.keepalive", Kind::Text, "Silent TCP connections are probed [default: 5m]"),
+    key("proxy.user_timeout", Kind::Text, "Longest wait for acknowledgement [default: 2m]"),
+    key("proxy.connections", Kind::Number, "Most TCP connections [default: by the file limit]"),
+    key("proxy.udp_sessions", Kind::Number, "Most UDP sessions, port and worker [default: 16384]"),
     key("tunnel.port", Kind::Number, "UDP port of the tunnel [default: 7950]"),
     key("tunnel.device", Kind::Text, "Name of the tunnel device [default: weir0]"),
     key(

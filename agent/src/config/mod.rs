@@ -5,11 +5,13 @@
 
 mod keys;
 mod link;
+mod proxy;
 mod read;
 mod resolve;
 
 pub use keys::{KEYS, Key, Kind, Overrides};
 pub use link::{LinkConfig, LinkSettings};
+pub use proxy::{ProxyConfig, ProxySettings};
 pub use read::Settings;
 pub(crate) use read::node_address;
 
@@ -43,6 +45,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// The data plane.
     pub dataplane: DataplaneConfig,
+    /// The userspace proxy.
+    pub proxy: ProxyConfig,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
     /// Name of the tunnel device.
@@ -106,6 +110,8 @@ pub enum Mode {
     Auto,
     /// In the kernel, or not at all.
     Ebpf,
+    /// By the userspace proxy.
+    Proxy,
 }
 
 /// Who keeps a published port that a process of this node listens on.

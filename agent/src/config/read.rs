@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use weir_loader::AttachMode;
 use weir_mesh::Timeouts;
 
-use super::{KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides};
+use super::{KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides, ProxySettings};
 use crate::document::{Fault, Findings, Table, Value, parse_piece};
 
 /// What was written, checked key by key; `None` where nothing was written.
@@ -28,6 +28,7 @@ pub struct Settings {
     pub attach: Option<AttachMode>,
     pub flow_capacity: Option<u32>,
     pub on_port_conflict: Option<OnPortConflict>,
+    pub proxy: ProxySettings,
     pub tunnel_port: Option<u16>,
     pub tunnel_device: Option<String>,
     pub link: LinkSettings,
@@ -141,6 +142,7 @@ impl<'t, 'i> Reader<'t, 'i> {
             tunnel_port: self.get("tunnel.port").and_then(tunnel_port),
             tunnel_device: self.get("tunnel.device").and_then(interface),
             link: LinkSettings::read(|path| self.get(path)),
+            proxy: ProxySettings::read(|path| self.get(path)),
             http: self.get("http.listen").and_then(listen),
             socket: self.get("socket.path").and_then(absolute_path),
             docker_socket: self.docker_socket(),
@@ -260,12 +262,7 @@ fn interface(value: Value<'_, '_>) -> Option<String> {
 }
 
 fn mode(value: Value<'_, '_>) -> Option<Mode> {
-    let choices = [("auto", Some(Mode::Auto)), ("ebpf", Some(Mode::Ebpf)), ("proxy", None)];
-    let mode = value.choice(&choices)?;
-    if mode.is_none() {
-        value.fault("the userspace data plane is not built yet", "write \"auto\" or \"ebpf\"");
-    }
-    mode
+    value.choice(&[("auto", Mode::Auto), ("ebpf", Mode::Ebpf), ("proxy", Mode::Proxy)])
 }
 
 fn attach(value: Value<'_, '_>) -> Option<AttachMode> {

@@ -72,6 +72,9 @@ impl Settings {
             return Some(uplinks.clone());
         }
         let interface = host.interface_with(address);
+        if interface.is_none() && self.mode == Some(Mode::Proxy) {
+            return Some(Vec::new());
+        }
         if interface.is_none() {
             let problem = format!("no interface holds node.address {address}");
             let remedy = "set node.uplinks, or node.address to an address of this host";
@@ -82,14 +85,16 @@ impl Settings {
 
     fn dataplane(&self, host: &Host, findings: &Findings<'_>) -> Option<DataplaneConfig> {
         let cgroup = self.cgroup.clone().or_else(|| host.cgroup.clone());
-        if cgroup.is_none() {
+        let mode = self.mode.unwrap_or(Mode::Auto);
+        if cgroup.is_none() && mode == Mode::Ebpf {
             let remedy = "mount one (mount -t cgroup2 none /sys/fs/cgroup), or set \
                           dataplane.cgroup to where it is";
             findings.note_host("dataplane.cgroup", "has no cgroup2 file system mounted", remedy);
         }
         Some(DataplaneConfig {
-            mode: self.mode.unwrap_or(Mode::Auto),
-            cgroup: cgroup?,
+            mode,
+            // Without one the kernel data plane is not to be had, which its check will say.
+            cgroup: cgroup.unwrap_or_default(),
             pin: self.pin_or_default(),
             attach: self.attach.unwrap_or_default(),
             flow_capacity: self.flow_capacity,
@@ -129,6 +134,7 @@ impl Settings {
             http: self.http.unwrap_or(Some(everywhere)),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             source,
+            proxy: self.proxy.resolve(),
             state: self.state.unwrap_or_else(|| default_state(&dataplane.pin)),
             dataplane,
             reconcile: Intervals {

@@ -14,7 +14,7 @@ use crate::{
     config::{Config, Overrides, Settings},
     host::Host,
     listeners::ListenerTable,
-    observe::Judged,
+    observe::{Judged, Planes},
     probes::LocalHealth,
     reconciler::{
         self, StatsReport,
@@ -72,7 +72,7 @@ impl Agent {
             config.clone(),
             source_state,
             judged,
-            reconciler.clone(),
+            Planes { main: reconciler.clone(), beside: Default::default() },
             opened,
             Default::default(),
         );

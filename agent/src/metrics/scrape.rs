@@ -105,9 +105,11 @@ impl Scrape {
             .iter()
             .map(|(reason, count)| (vec![("source", source), ("reason", *reason)], *count));
         out.counter("source_errors", "Readings of the source that were not taken", errors)?;
-        let mode = vec![("mode", "ebpf"), ("reason", "the kernel has what it takes")];
-        let help = "Which data plane is at work";
-        out.gauge("dataplane_info", help, [(mode, i64::from(now.opened))])?;
+        let plane = now.report.plane.iter().map(|plane| {
+            let labels = vec![("mode", plane.kind.as_str()), ("reason", plane.reason.as_str())];
+            (labels, i64::from(now.opened))
+        });
+        out.gauge("dataplane_info", "Which data plane is at work", plane)?;
         let help = "Times that the kernel's maps were not what had been written";
         out.counter("reconcile_drift", help, [(vec![], now.report.drift)])?;
         let help = "Changes that the kernel refused";

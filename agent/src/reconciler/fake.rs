@@ -17,6 +17,7 @@ use weir_mesh::{
 };
 
 use super::Kernel;
+use crate::plane::Chosen;
 
 /// How the local task of [`mesh`] is reached.
 pub(crate) const PEER: Via = Via::Peer { ifindex: 7, mac: [2, 0, 0, 0, 0, 1] };
@@ -36,6 +37,7 @@ pub(crate) struct Maps {
     pub(crate) refuse_after: Option<usize>,
     pub(crate) reach: BTreeMap<IpAddr, Via>,
     pub(crate) interfaces_unreadable: bool,
+    pub(crate) unserved: BTreeMap<Frontend, String>,
 }
 
 fn refusal(what: &str) -> Error {
@@ -43,6 +45,14 @@ fn refusal(what: &str) -> Error {
 }
 
 impl Kernel for Fake {
+    fn chosen(&self) -> Chosen {
+        Chosen::ebpf()
+    }
+
+    fn unserved(&self) -> BTreeMap<Frontend, String> {
+        self.0.borrow().unserved.clone()
+    }
+
     fn limits(&self) -> Limits {
         Limits::default()
     }

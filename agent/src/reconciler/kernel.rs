@@ -8,13 +8,27 @@ use std::{
 
 use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, NetnsCookies, Stats};
 use weir_mesh::{
-    Installed, Limits, MapOp,
-    install::{BackendIndex, Via},
+    Installed, Limits, MapOp, MeshSnapshot,
+    install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 
+use crate::plane::Chosen;
+
 /// A data plane that a [`super::Reconciler`] can drive: the kernel's, or one in memory in tests.
 pub trait Kernel {
+    /// Which data plane it is, and why.
+    fn chosen(&self) -> Chosen;
+    /// A snapshot that is about to be planned: for what no operation says.
+    fn follow(&mut self, _: &MeshSnapshot) {}
+    /// Published ports that clients are not served at although the maps say so, and why.
+    fn unserved(&self) -> BTreeMap<Frontend, String> {
+        BTreeMap::new()
+    }
+    /// Whether virtual addresses can be served at all.
+    fn serves_vips(&self) -> bool {
+        true
+    }
     /// The sizes of the maps.
     fn limits(&self) -> Limits;
     /// What the maps hold now.
@@ -55,6 +69,10 @@ pub trait Kernel {
 }
 
 impl Kernel for Dataplane {
+    fn chosen(&self) -> Chosen {
+        Chosen::ebpf()
+    }
+
     fn limits(&self) -> Limits {
         Self::limits(self)
     }

@@ -11,7 +11,7 @@
 #[cfg(test)]
 pub(crate) mod fake;
 mod kernel;
-mod needs;
+pub(crate) mod needs;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -62,6 +62,15 @@ pub struct Settings {
     pub programming: Histogram,
 }
 
+/// What another plane of this node does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ceded {
+    /// Ports whose clients it serves.
+    pub ports: BTreeSet<Frontend>,
+    /// Ports that it listens on.
+    pub listened: BTreeSet<Frontend>,
+}
+
 /// Makes the kernel's maps what the newest snapshot says.
 pub struct Reconciler<K> {
     kernel: K,
@@ -71,6 +80,8 @@ pub struct Reconciler<K> {
     epoch: Instant,
     view: Option<View>,
     local: LocalView,
+    /// Ports that another plane of this node listens on, which is no process in the way.
+    listened: BTreeSet<Frontend>,
     census: FlowCensus,
     expired: u64,
     due: Due,
@@ -106,7 +117,8 @@ impl<K: Kernel> Reconciler<K> {
             audit: now + intervals.audit,
             flows: now + intervals.flows,
         };
-        let local = LocalView { node, reach: BTreeMap::new(), withheld: BTreeSet::new() };
+        let (withheld, ceded) = (BTreeSet::new(), BTreeSet::new());
+        let local = LocalView { node, reach: BTreeMap::new(), withheld, ceded };
         let mut reconciler = Self {
             kernel,
             settings,
@@ -115,6 +127,7 @@ impl<K: Kernel> Reconciler<K> {
             epoch: now,
             view: None,
             local,
+            listened: BTreeSet::new(),
             census: FlowCensus::default(),
             expired: 0,
             due,
@@ -122,6 +135,7 @@ impl<K: Kernel> Reconciler<K> {
             report: ReconcileReport::default(),
             own: None,
         };
+        reconciler.report.plane = Some(reconciler.kernel.chosen());
         reconciler.note_installed();
         Ok(reconciler)
     }
@@ -144,6 +158,15 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.due.plan = Some(now);
         self.look_at_spaces(now);
+    }
+
+    /// Ports whose clients another plane serves on this node, from now on. Always all of them.
+    pub fn cede(&mut self, to: Ceded, now: Instant) {
+        self.listened = to.listened;
+        if self.local.ceded != to.ports {
+            self.local.ceded = to.ports;
+            self.due.plan = Some(now);
+        }
     }
 
     /// What a source sees of this node's own containers: their network namespaces, and the networks
@@ -257,6 +280,9 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         self.note_attachments();
+        if self.note_unserved() {
+            self.due.plan = Some(now);
+        }
         self.report.withheld = self.holders(&snapshot);
         self.local.withheld = self.report.withheld.keys().copied().collect();
         if self.local != before {
@@ -282,7 +308,10 @@ impl<K: Kernel> Reconciler<K> {
         }
         let installed = self.planner.installed();
         let mut wanted = wanted_ports(snapshot, &self.local.node);
-        wanted.retain(|frontend| !installed.serves(*frontend));
+        let ours = |frontend: &Frontend| {
+            self.local.ceded.contains(frontend) || self.listened.contains(frontend)
+        };
+        wanted.retain(|frontend| !installed.serves(*frontend) && !ours(frontend));
         if wanted.is_empty() {
             return BTreeMap::new();
         }
@@ -330,6 +359,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         let started = Instant::now();
+        self.kernel.follow(&snapshot);
         let plan = self.planner.plan(&snapshot, &self.local, self.moment(now));
         let of_backend = |op: &MapOp| matches!(op, MapOp::SetBackend(..) | MapOp::RemoveBackend(_));
         if plan.ops.iter().any(of_backend) {
@@ -340,6 +370,7 @@ impl<K: Kernel> Reconciler<K> {
             let moment = || Moment(Instant::now().saturating_duration_since(epoch));
             self.vips.pass(&mut self.kernel, &snapshot, moment)
         });
+        self.note_unserved();
         self.note_problems(&plan.problems, &snapshot);
         let wake = plan.wake.into_iter().chain(self.vips.wake()).min();
         self.due.plan = wake.map(|wake| self.epoch + wake.0);
@@ -439,6 +470,14 @@ impl<K: Kernel> Reconciler<K> {
         self.report.ports = Arc::new(ports.copied().collect());
     }
 
+    /// Answers whether the ports that clients are not served at are others than before.
+    fn note_unserved(&mut self) -> bool {
+        let unserved = self.kernel.unserved();
+        let changed = unserved != self.report.unserved;
+        self.report.unserved = unserved;
+        changed
+    }
+
     /// The same after these operations: going through all ports would take longer than all the rest
     /// of a small change.
     fn note_ports(&mut self, ops: &[MapOp]) {
@@ -474,6 +513,7 @@ impl<K: Kernel> Reconciler<K> {
     fn note_problems(&mut self, problems: &[Problem], snapshot: &MeshSnapshot) {
         let mut texts: Vec<_> = problems.iter().map(|problem| self.explain(problem)).collect();
         texts.extend(self.vips.problems());
+        texts.extend(self.report.unserved.values().cloned());
         let node = &self.local.node;
         if !snapshot.nodes.is_empty() && !snapshot.nodes.contains_key(node) {
             let remedy = match snapshot.here {

@@ -48,7 +48,11 @@ fn tasks_of<'a>(service: &'a Service, node: &'a NodeName) -> impl Iterator<Item 
     here.flat_map(|task| task.addresses())
 }
 
-fn ports_of<'a>(service: &'a Service, node: &'a NodeName) -> impl Iterator<Item = Frontend> + 'a {
+/// Ports of a service that this node should serve.
+pub(crate) fn ports_of<'a>(
+    service: &'a Service,
+    node: &'a NodeName,
+) -> impl Iterator<Item = Frontend> + 'a {
     let host = service.ports.iter().any(|port| port.mode == PublishMode::Host);
     let here = host && service.tasks.iter().any(|task| task.node == *node);
     let wanted = move |mode| mode == PublishMode::Ingress || here;

@@ -13,11 +13,13 @@ use weir_mesh::{
     vip::VipKey,
 };
 
-use crate::listeners::Holder;
+use crate::{listeners::Holder, plane::Chosen};
 
 /// How things stand after a pass.
 #[derive(Clone, Debug, Default)]
 pub struct ReconcileReport {
+    /// The data plane, once it is open.
+    pub plane: Option<Chosen>,
     /// The newest snapshot that is in the kernel, whole.
     pub generation: Option<Generation>,
     /// The newest snapshot that was asked for.
@@ -28,6 +30,8 @@ pub struct ReconcileReport {
     pub ports: Arc<BTreeSet<Frontend>>,
     /// Ports that a local process keeps from this node.
     pub withheld: BTreeMap<Frontend, Holder>,
+    /// Ports that the data plane holds and clients are not served at, and why.
+    pub unserved: BTreeMap<Frontend, String>,
     /// What keeps the mesh from being served as it should be.
     pub problems: Vec<String>,
     /// What failed, if the last pass did.
@@ -149,7 +153,42 @@ impl StatsReport {
     }
 }
 
+impl ReconcileReport {
+    /// Of two planes that serve one node together.
+    pub fn beside(mut self, other: &Self) -> Self {
+        self.generation = self.generation.min(other.generation);
+        Arc::make_mut(&mut self.ports).extend(other.ports.iter().copied());
+        self.unserved.extend(other.unserved.clone());
+        self.withheld.extend(other.withheld.clone());
+        let more = other.problems.iter().filter(|problem| !self.problems.contains(problem));
+        let more: Vec<_> = more.cloned().collect();
+        self.problems.extend(more);
+        self.failed = self.failed.or_else(|| other.failed.clone());
+        self
+    }
+}
+
 impl StatsReport {
+    /// Of two planes that serve one node together.
+    pub fn beside(mut self, other: Self) -> Self {
+        for (frontend, counters) in other.frontends {
+            let known = self.frontends.entry(frontend).or_default();
+            *known = sum(*known, counters);
+        }
+        for (ident, fresh) in &other.backends {
+            match self.backends.binary_search_by_key(ident, |(ident, _)| *ident) {
+                Ok(at) => self.backends[at].1.merge(fresh),
+                Err(at) => self.backends.insert(at, (*ident, *fresh)),
+            }
+        }
+        for (reason, count) in other.drops {
+            *self.drops.entry(reason).or_default() += count;
+        }
+        self.maps.extend(other.maps);
+        self.forward_flows += other.forward_flows;
+        self
+    }
+
     /// What is counted of a task, if it is in the kernel.
     pub fn backend(&self, task: &Ident) -> Option<&BackendStats> {
         let found = self.backends.binary_search_by_key(task, |(ident, _)| *ident);
@@ -163,16 +202,20 @@ impl BackendStats {
             (self.state, self.via) = (other.state, other.via);
         }
         self.active += other.active;
-        self.counters = Counters {
-            connections: self.counters.connections + other.counters.connections,
-            rx_packets: self.counters.rx_packets + other.counters.rx_packets,
-            rx_bytes: self.counters.rx_bytes + other.counters.rx_bytes,
-            tx_packets: self.counters.tx_packets + other.counters.tx_packets,
-            tx_bytes: self.counters.tx_bytes + other.counters.tx_bytes,
-            answers: Answers {
-                accepted: self.counters.answers.accepted + other.counters.answers.accepted,
-                refused: self.counters.answers.refused + other.counters.answers.refused,
-            },
-        };
+        self.counters = sum(self.counters, other.counters);
+    }
+}
+
+fn sum(one: Counters, other: Counters) -> Counters {
+    Counters {
+        connections: one.connections + other.connections,
+        rx_packets: one.rx_packets + other.rx_packets,
+        rx_bytes: one.rx_bytes + other.rx_bytes,
+        tx_packets: one.tx_packets + other.tx_packets,
+        tx_bytes: one.tx_bytes + other.tx_bytes,
+        answers: Answers {
+            accepted: one.answers.accepted + other.answers.accepted,
+            refused: one.answers.refused + other.answers.refused,
+        },
     }
 }

@@ -2,21 +2,22 @@
 
 use std::{
     io,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use tokio::sync::{oneshot, watch};
-use weir_loader::{Dataplane, Error, Options};
+use weir_loader::{Check, Error};
 use weir_mesh::Space;
 
-use super::{Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers};
-use crate::{probes::Held, snapshots::View};
+use super::{Ceded, Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers};
+use crate::{config::Config, plane, probes::Held, snapshots::View};
 
 enum Message {
     View(View),
     Spaces(Vec<Space>),
+    Cede(Ceded),
     Stats(oneshot::Sender<Result<StatsReport, Error>>),
     Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
@@ -58,8 +59,12 @@ pub struct Started {
 
 /// Opens the data plane on a thread of its own and begins to reconcile. Netlink in the loader
 /// blocks, which an async runtime forbids; hence it is opened there, too.
-pub fn spawn(options: Options, settings: Settings) -> io::Result<Started> {
-    spawn_with(move || Dataplane::open(&options), settings)
+pub fn spawn(
+    config: Arc<Config>,
+    obstacles: Vec<Check>,
+    settings: Settings,
+) -> io::Result<Started> {
+    spawn_with(move || plane::open(&config, &obstacles), settings)
 }
 
 /// The same with any data plane.
@@ -75,6 +80,7 @@ pub(crate) fn spawn_with<K: Kernel + 'static>(
             open().and_then(|kernel| Reconciler::new(kernel, settings, Instant::now()));
         match reconciler {
             Ok(reconciler) => {
+                report_in.send_replace(reconciler.report().clone());
                 opened.send(Ok(reconciler.held())).ok();
                 run(reconciler, &inbox, &report_in);
             }
@@ -102,6 +108,7 @@ fn run<K: Kernel>(
         while let Some(message) = next {
             match message {
                 Message::Spaces(spaces) => reconciler.see_spaces(spaces, Instant::now()),
+                Message::Cede(to) => reconciler.cede(to, Instant::now()),
                 Message::View(view) => reconciler.take(view, Instant::now()),
                 // Whoever asked may have gone meanwhile.
                 Message::Stats(answer) => drop(answer.send(reconciler.stats())),
@@ -121,6 +128,18 @@ impl Handle {
     /// How things stand, and when that changes.
     pub fn report(&self) -> watch::Receiver<ReconcileReport> {
         self.report.clone()
+    }
+
+    /// Hands on a snapshot; false if the reconciler has ended.
+    pub fn take(&self, view: View) -> bool {
+        self.messages.send(Message::View(view)).is_ok()
+    }
+
+    /// Leaves the clients of these ports on this node to another plane; before any snapshot that is
+    /// handed on later. Always all of them.
+    pub fn cede(&self, to: Ceded) {
+        // A reconciler that has ended is noticed elsewhere.
+        self.messages.send(Message::Cede(to)).ok();
     }
 
     /// Hands every new snapshot on until the writer ends.

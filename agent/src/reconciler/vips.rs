@@ -60,6 +60,9 @@ impl Vips {
         snapshot: Option<&MeshSnapshot>,
         node: &NodeName,
     ) -> bool {
+        if !kernel.serves_vips() {
+            return false;
+        }
         let Some(snapshot) = snapshot.filter(|_| self.seen.is_some() || !self.awaited) else {
             return false;
         };
@@ -96,6 +99,9 @@ impl Vips {
         snapshot: &MeshSnapshot,
         moment: impl Fn() -> Moment,
     ) -> Result<usize, Error> {
+        if !kernel.serves_vips() {
+            return Ok(0);
+        }
         let plan = self.planner.plan(snapshot, self.spaces.as_ref(), moment());
         self.problems = plan.problems.iter().map(ToString::to_string).collect();
         self.wake = plan.wake;

@@ -6,6 +6,7 @@ use super::{Labels, Note};
 use crate::{
     access::{Access, Subnet, SubnetError},
     health::labels::{self as health, Wrong, duration},
+    proxied::{FlowLimits, HeaderVersion, Prefix, Proxied},
     service::{Balance, Locality, Timeouts},
 };
 
@@ -32,15 +33,22 @@ pub struct Wishes {
     pub idle_tcp: Option<Duration>,
     /// `weir.idle-timeout.udp`: of flows where both sides have spoken.
     pub idle_udp: Option<Duration>,
+    /// `weir.proxy-protocol`.
+    pub header: Option<HeaderVersion>,
+    /// `weir.proxy-protocol.accept`: networks, separated by commas.
+    pub trusted: Option<Vec<Prefix>>,
+    /// `weir.limit.…`.
+    pub limits: FlowLimits,
     /// `weir.health…` and `weir.eject…`.
     pub health: health::Wishes,
 }
 
 const MAX_WEIGHT: u16 = 1000;
+const MAX_LIMIT: u32 = 1 << 24;
 const MAX_IDLE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Labels that are planned for, and that nothing heeds today.
-const NOT_YET: &[&str] = &["weir.proxy-protocol", "weir.return"];
+const NOT_YET: &[&str] = &["weir.return"];
 const HEEDED: &[&str] = &[
     "weir.enable",
     "weir.balance",
@@ -51,6 +59,12 @@ const HEEDED: &[&str] = &[
     "weir.weight",
     "weir.idle-timeout.tcp",
     "weir.idle-timeout.udp",
+    "weir.proxy-protocol",
+    "weir.proxy-protocol.accept",
+    "weir.limit.connections",
+    "weir.limit.per-client",
+    "weir.limit.per-task",
+    "weir.limit.rate",
 ];
 
 impl Wishes {
@@ -90,6 +104,14 @@ impl Wishes {
             weight: self.weight.or(other.weight),
             idle_tcp: self.idle_tcp.or(other.idle_tcp),
             idle_udp: self.idle_udp.or(other.idle_udp),
+            header: self.header.or(other.header),
+            trusted: self.trusted.or(other.trusted),
+            limits: FlowLimits {
+                connections: self.limits.connections.or(other.limits.connections),
+                per_client: self.limits.per_client.or(other.limits.per_client),
+                per_task: self.limits.per_task.or(other.limits.per_task),
+                rate: self.limits.rate.or(other.limits.rate),
+            },
             health: self.health.or(other.health),
         }
     }
@@ -100,6 +122,12 @@ impl Wishes {
         let mut deny = ranges(&self.deny);
         deny.extend(Subnet::everything().into_iter().filter(|_| self.shut));
         Access { allow: ranges(&self.allow), deny }
+    }
+
+    /// What only the proxy can do.
+    pub fn proxied(&self) -> Proxied {
+        let trusted = self.trusted.clone().unwrap_or_default();
+        Proxied { header: self.header, trusted, limits: self.limits }
     }
 
     /// The timeouts with these wishes in place.
@@ -146,6 +174,12 @@ impl Wishes {
             "weir.weight" => self.weight = Some(weight(value)?),
             "weir.idle-timeout.tcp" => self.idle_tcp = Some(idle(value)?),
             "weir.idle-timeout.udp" => self.idle_udp = Some(idle(value)?),
+            "weir.proxy-protocol" => self.header = Some(header(value)?),
+            "weir.proxy-protocol.accept" => self.trusted = Some(networks(value)?),
+            "weir.limit.connections" => self.limits.connections = Some(limit(value)?),
+            "weir.limit.per-client" => self.limits.per_client = Some(limit(value)?),
+            "weir.limit.per-task" => self.limits.per_task = Some(limit(value)?),
+            "weir.limit.rate" => self.limits.rate = Some(limit(value)?),
             _ if NOT_YET.contains(&name) || NOT_YET.iter().any(|known| below(name, known)) => {
                 return Err(wrong("not supported yet", "take the label away: it does nothing"));
             }
@@ -220,6 +254,29 @@ fn says(error: SubnetError) -> String {
     }
 }
 
+fn header(value: &str) -> Result<HeaderVersion, Wrong> {
+    match value {
+        "v1" => Ok(HeaderVersion::V1),
+        "v2" => Ok(HeaderVersion::V2),
+        _ => Err(wrong("no such version", "write v1 or v2")),
+    }
+}
+
+fn networks(value: &str) -> Result<Vec<Prefix>, Wrong> {
+    let all = value.split(',').map(|text| {
+        let example = "write networks such as 10.0.0.0/8, separated by commas";
+        text.trim()
+            .parse()
+            .map_err(|error| (format!("{}: {error}", text.trim()), example.to_owned()))
+    });
+    all.collect()
+}
+
+fn limit(value: &str) -> Result<u32, Wrong> {
+    let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+    limit.ok_or_else(|| wrong("not a limit", "write a whole number from 1 to 16777216"))
+}
+
 fn weight(value: &str) -> Result<u16, Wrong> {
     let weight = value.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
     weight.ok_or_else(|| wrong("not a weight", "write a whole number from 0 to 1000"))
@@ -251,6 +308,9 @@ mod tests {
             ("weir.idle-timeout.tcp", "3h"),
             ("weir.idle-timeout.udp", "500ms"),
             ("weir.health", "tcp"),
+            ("weir.proxy-protocol", "v2"),
+            ("weir.proxy-protocol.accept", "10.0.0.0/8, fd00::1"),
+            ("weir.limit.rate", "100"),
         ]);
         assert_eq!(notes, [] as [&str; 0]);
         let mut health = health::Wishes::default();
@@ -261,6 +321,9 @@ mod tests {
             weight: Some(0),
             idle_tcp: Some(Duration::from_secs(3 * 3600)),
             idle_udp: Some(Duration::from_millis(500)),
+            header: Some(HeaderVersion::V2),
+            trusted: Some(vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()]),
+            limits: FlowLimits { rate: Some(100), ..FlowLimits::default() },
             health,
             ..Wishes::default()
         };

@@ -145,6 +145,7 @@ impl Draft<'_> {
             tasks,
             timeouts: wishes.timeouts(words.timeouts),
             health: health.clone(),
+            proxied: wishes.proxied(),
             ..Service::new(name)
         };
         let mut services = Vec::new();

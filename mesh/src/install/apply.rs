@@ -68,8 +68,8 @@ impl Installed {
         Ok(())
     }
 
-    /// Applies an operation that is known to be sound.
-    pub(crate) fn put(&mut self, op: &MapOp) {
+    /// Applies an operation that is known to be sound: one of a plan, in its order.
+    pub fn put(&mut self, op: &MapOp) {
         match op {
             MapOp::SetNode(index, node) => drop(self.nodes.insert(*index, *node)),
             MapOp::RemoveNode(index) => drop(self.nodes.remove(index)),

@@ -135,6 +135,9 @@ impl<'a> Run<'a> {
             if *winner != name {
                 let winner = winner.clone();
                 self.problems.push(Problem::PortConflict { service: name, frontend, winner });
+            } else if self.local.ceded.contains(&frontend) {
+                withheld.insert(frontend);
+                ports.push(*port);
             } else if self.is_withheld(frontend) {
                 self.problems.push(Problem::PortTaken { service: name, frontend });
                 // A host port has no clients but this node's.

@@ -369,6 +369,23 @@ fn a_port_that_a_process_listens_on_is_served_to_other_nodes_only() {
 }
 
 #[test]
+fn a_port_that_is_ceded_is_left_at_once_and_taken_back_at_once() {
+    let mut scene = Scene::new();
+    let snapshot = mesh("web 80:80 81:80 | 2@n2");
+    scene.0.serve(&snapshot);
+    let served = |scene: &Scene| [80, 81].map(|port| scene.0.kernel.serves(tcp(port)));
+    assert_eq!(served(&scene), [true, true]);
+    scene.0.local.ceded = [tcp(80), tcp(81)].into();
+    let plan = scene.0.serve(&snapshot);
+    assert_eq!(plan.problems, []);
+    assert_eq!(served(&scene), [false, false]);
+    assert!(scene.0.kernel.ports.contains_key(&tcp(80)), "other nodes forward to its tasks");
+    scene.0.local.ceded.clear();
+    scene.0.serve(&snapshot);
+    assert_eq!(served(&scene), [true, true]);
+}
+
+#[test]
 fn a_local_task_that_no_interface_leads_to_gets_no_flows() {
     let mut scene = Scene::new();
     let snapshot = mesh("web 80:80 | 1@n1 2@n2");

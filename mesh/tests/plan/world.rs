@@ -48,6 +48,7 @@ impl World {
                 node: NodeName::new(HERE),
                 reach: BTreeMap::new(),
                 withheld: BTreeSet::new(),
+                ceded: BTreeSet::new(),
             },
             now,
             limits,

@@ -5,6 +5,7 @@ mod clients;
 mod health;
 mod networks;
 mod pieces;
+mod proxied;
 mod publish;
 mod reader;
 mod services;

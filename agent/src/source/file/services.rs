@@ -7,11 +7,11 @@ use std::{
 };
 
 use weir_mesh::{
-    Access, Balance, Health, Locality, NetworkId, Node, NodeName, Port, Service, ServiceName, Task,
-    TaskName, TaskState, Timeouts, ports::PortSpec,
+    Access, Balance, Health, Locality, NetworkId, Node, NodeName, Port, Proxied, Service,
+    ServiceName, Task, TaskName, TaskState, Timeouts, ports::PortSpec,
 };
 
-use super::{clients, health, networks, publish};
+use super::{clients, health, networks, proxied, publish};
 use crate::document::{Table, Value};
 
 /// A service and where it stands.
@@ -27,6 +27,7 @@ pub(super) struct ServiceDraft {
     pub loose_nodes: Vec<(String, usize)>,
     pub timeouts: Timeouts,
     pub health: Health,
+    pub proxied: Proxied,
     pub vips: BTreeMap<NetworkId, Vec<IpAddr>>,
 }
 
@@ -70,8 +71,8 @@ impl ServiceDraft {
         let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
-        let Self { name, balance, locality, access, timeouts, health, vips, .. } = self;
-        Service { name, balance, locality, access, ports, tasks, timeouts, health, vips }
+        let Self { name, balance, locality, access, timeouts, health, proxied, vips, .. } = self;
+        Service { name, balance, locality, access, ports, tasks, timeouts, health, proxied, vips }
     }
 }
 
@@ -100,10 +101,11 @@ pub(super) fn service(
         None => "service without name".to_owned(),
     };
     let table = table.named(&subject);
-    table.allow_only(&[
+    let keys = [
         "name", "balance", "affinity", "locality", "allow", "deny", "publish", "task", "timeouts",
         "health", "eject", "vip",
-    ]);
+    ];
+    table.allow_only(&[&keys[..], &proxied::KEYS].concat());
     let balance = clients::balance(table);
     let locality = table.get("locality").and_then(clients::locality).unwrap_or_default();
     let access = clients::access(table);
@@ -134,6 +136,7 @@ pub(super) fn service(
         loose_nodes,
         timeouts,
         health,
+        proxied: proxied::proxied(table, &subject),
         vips: vips.unwrap_or_default(),
     })
 }

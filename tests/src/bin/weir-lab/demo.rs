@@ -69,6 +69,11 @@ impl Demo {
         self.lab.client("c1")
     }
 
+    /// Whether the userspace proxy was asked for.
+    pub fn by_proxy(&self) -> bool {
+        self.mode == "proxy"
+    }
+
     /// The agent of a host.
     pub fn agent(&self, host: &str) -> Result<&Agent> {
         let found = self.agents.iter().find(|agent| agent.host().name() == host);

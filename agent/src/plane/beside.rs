@@ -1,0 +1,279 @@
+//! The proxy beside the kernel plane: it serves what services ask for and the kernel cannot do.
+//!
+//! A port passes from one plane to the other without a moment in which nobody serves it, and the
+//! one that serves it is always the right one: the proxy listens before the kernel leaves clients to
+//! it, and the kernel takes packets, which it does before any socket sees them, before the proxy
+//! closes.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tracing::{error, info};
+use weir_mesh::{MeshSnapshot, NodeName, Service, ServiceName, install::Frontend};
+
+use super::{Chosen, Kind, Plane, UserPlane};
+use crate::{
+    config::Config,
+    probes::{Finding, refusals},
+    reconciler::{
+        self, Ceded, ReconcileReport,
+        needs::ports_of,
+        thread::{Handle, Started},
+    },
+    snapshots::View,
+};
+
+/// The reconciler of the proxy beside the kernel plane, once there is one.
+pub type Beside = Arc<OnceLock<Handle>>;
+
+/// After a proxy that could not be started.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What passes snapshots on to the planes of this node.
+pub struct Splitter {
+    /// How the agent is configured.
+    pub config: Arc<Config>,
+    /// What its reconcilers are told.
+    pub settings: reconciler::Settings,
+    /// The one of the plane that was chosen.
+    pub main: Handle,
+    /// Where the other one will be.
+    pub beside: Beside,
+    /// Takes what tasks refuse.
+    pub findings: mpsc::Sender<Finding>,
+}
+
+/// What was handed on last.
+#[derive(Default)]
+struct Passed {
+    /// Whether a service asks for the proxy.
+    asked: bool,
+    view: Option<View>,
+    /// Services that ask for the proxy, or did.
+    known: BTreeSet<ServiceName>,
+    by_kernel: Ceded,
+    by_proxy: Option<Ceded>,
+    /// Whether the proxy has been told of any.
+    begun: bool,
+}
+
+impl Splitter {
+    /// Hands every snapshot on, to the kernel plane and, as far as it is needed, to a proxy beside it,
+    /// until the writer ends.
+    pub async fn run(self, mut view: watch::Receiver<View>) {
+        let mut report = self.main.report();
+        let plane = report.wait_for(|report| report.plane.is_some()).await;
+        let Ok(plane) = plane.map(|report| report.plane.clone()) else { return };
+        if plane.is_some_and(|plane| plane.kind == Kind::Proxy) {
+            return self.main.follow(view).await;
+        }
+        let mut passed = Passed::default();
+        let mut other = None;
+        let mut try_again = Instant::now();
+        loop {
+            let now = view.borrow_and_update().clone();
+            if !self.pass(&now, &mut passed) {
+                return;
+            }
+            let wanted = passed.asked && other.is_none();
+            if wanted && Instant::now() >= try_again {
+                other = self.start().await.map(|beside| beside.report());
+                try_again = Instant::now() + RETRY;
+                continue;
+            }
+            let moved = async {
+                match &mut other {
+                    Some(other) => other.changed().await.ok(),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                changed = report.changed() => if changed.is_err() { return },
+                _ = moved => {}
+                () = sleep_until(try_again), if wanted => {}
+            }
+        }
+    }
+
+    /// Hands on the newest snapshot, and who serves what of it.
+    fn pass(&self, view: &View, passed: &mut Passed) -> bool {
+        let Some(snapshot) = &view.snapshot else { return true };
+        let fresh = !passed.view.as_ref().is_some_and(|before| {
+            let same = |of: &Arc<MeshSnapshot>| Arc::ptr_eq(of, snapshot);
+            before.snapshot.as_ref().is_some_and(same) && before.stale == view.stale
+        });
+        if fresh {
+            passed.asked = snapshot.services.values().any(|service| needs(service));
+            passed.view = Some(view.clone());
+        }
+        // Reports come several times a second: where nobody asks they say nothing.
+        if !passed.asked && self.beside.get().is_none() {
+            return !fresh || self.main.take(view.clone());
+        }
+        let kernel = self.main.report().borrow().clone();
+        let proxy = self.beside.get().map(|beside| beside.report().borrow().clone());
+        // A service that needed the proxy once stays with it: there its ports are ceded, so that its
+        // flows there end as they would have, and a change back finds everything in place.
+        passed.known.retain(|name| snapshot.services.contains_key(name));
+        let known = passed.known.len();
+        let needing = snapshot.services.values().filter(|service| needs(service));
+        passed.known.extend(needing.map(|service| service.name.clone()));
+        let split = split(snapshot, &passed.known, &self.settings.node, &kernel, proxy.as_ref());
+        let listened = proxy.map(|proxy| proxy.ports.as_ref().clone()).unwrap_or_default();
+        let by_kernel = Ceded { ports: split.by_kernel, listened };
+        if passed.by_kernel != by_kernel {
+            passed.by_kernel = by_kernel.clone();
+            self.main.cede(by_kernel);
+        }
+        if let Some(beside) = self.beside.get() {
+            let by_proxy = Ceded { ports: split.by_proxy, listened: BTreeSet::new() };
+            if passed.by_proxy.as_ref() != Some(&by_proxy) {
+                passed.by_proxy = Some(by_proxy.clone());
+                beside.cede(by_proxy);
+            }
+            if fresh || !passed.begun || passed.known.len() != known {
+                passed.begun = true;
+                beside.take(View { snapshot: Some(part(snapshot, &passed.known)), ..view.clone() });
+            }
+        }
+        !fresh || self.main.take(view.clone())
+    }
+
+    async fn start(&self) -> Option<&Handle> {
+        let settings = reconciler::Settings {
+            sees_containers: false,
+            programming: Histogram::new([1.0]),
+            ..self.settings.clone()
+        };
+        let config = self.config.clone();
+        let chosen = Chosen {
+            kind: Kind::Proxy,
+            reason: "services ask for what the kernel cannot do".to_owned(),
+        };
+        let open = move || UserPlane::start(&config, chosen).map(Plane::user);
+        let opened = match reconciler::thread::spawn_with(open, settings) {
+            Ok(Started { opening, handle, .. }) => {
+                let opened = opening.await.map_err(|error| error.to_string());
+                opened.and_then(|opened| opened.map_err(|error| error.to_string())).map(|_| handle)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match opened {
+            Ok(handle) => {
+                info!("a proxy runs beside the kernel plane, for services that need it");
+                tokio::spawn(refusals::run(handle.clone(), self.findings.clone()));
+                Some(self.beside.get_or_init(|| handle))
+            }
+            Err(error) => {
+                error!(error, "services that need the proxy are not served, trying again");
+                None
+            }
+        }
+    }
+}
+
+/// The services that the proxy knows.
+fn part(snapshot: &MeshSnapshot, known: &BTreeSet<ServiceName>) -> Arc<MeshSnapshot> {
+    let services = snapshot.services.iter().filter(|(name, _)| known.contains(*name));
+    Arc::new(MeshSnapshot {
+        generation: snapshot.generation,
+        nodes: snapshot.nodes.clone(),
+        services: services.map(|(name, service)| (name.clone(), service.clone())).collect(),
+    })
+}
+
+/// Who leaves the clients of which ports to the other.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Split {
+    by_kernel: BTreeSet<Frontend>,
+    by_proxy: BTreeSet<Frontend>,
+}
+
+fn split(
+    snapshot: &MeshSnapshot,
+    known: &BTreeSet<ServiceName>,
+    node: &NodeName,
+    kernel: &ReconcileReport,
+    proxy: Option<&ReconcileReport>,
+) -> Split {
+    let mut split = Split::default();
+    let listens = |port: &Frontend| {
+        proxy.is_some_and(|it| it.ports.contains(port) && !it.unserved.contains_key(port))
+    };
+    for service in known.iter().filter_map(|name| snapshot.services.get(name)) {
+        let ports = ports_of(service, node);
+        if needs(service) {
+            // What the kernel serves it goes on serving until the proxy listens.
+            split
+                .by_kernel
+                .extend(ports.filter(|port| !kernel.ports.contains(port) || listens(port)));
+        } else {
+            // And the other way round.
+            split
+                .by_proxy
+                .extend(ports.filter(|port| kernel.ports.contains(port) || !listens(port)));
+        }
+    }
+    split
+}
+
+fn needs(service: &Service) -> bool {
+    service.proxied.is_needed()
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_mesh::proxied::{HeaderVersion, Proxied};
+
+    use super::*;
+    use crate::reconciler::fake::{frontend, mesh};
+
+    fn report(ports: &[u16]) -> ReconcileReport {
+        let ports = ports.iter().map(|port| frontend(*port)).collect();
+        ReconcileReport { ports: Arc::new(ports), ..ReconcileReport::default() }
+    }
+
+    /// `web` at 80 asks for a header, `zoo` at 81 did so once.
+    fn snapshot() -> MeshSnapshot {
+        let mut snapshot = mesh(1, &[("web", 80), ("zoo", 81)]);
+        let web = snapshot.services.get_mut(&ServiceName::new("web")).unwrap();
+        let header = Some(HeaderVersion::V2);
+        Arc::make_mut(web).proxied = Proxied { header, ..Proxied::default() };
+        snapshot
+    }
+
+    fn who(kernel: &[u16], proxy: Option<&[u16]>) -> [Vec<u16>; 2] {
+        let (snapshot, node) = (snapshot(), NodeName::new("n1"));
+        let known = snapshot.services.keys().cloned().collect();
+        let proxy = proxy.map(report);
+        let split = split(&snapshot, &known, &node, &report(kernel), proxy.as_ref());
+        [split.by_kernel, split.by_proxy].map(|of| of.iter().map(|port| port.port.get()).collect())
+    }
+
+    #[test]
+    fn what_is_new_goes_at_once_to_whom_it_belongs() {
+        assert_eq!(who(&[], None), [vec![80], vec![81]]);
+        assert_eq!(who(&[81], Some(&[80])), [vec![80], vec![81]]);
+    }
+
+    #[test]
+    fn the_kernel_serves_what_it_has_until_the_proxy_listens() {
+        assert_eq!(who(&[80, 81], Some(&[])), [vec![], vec![81]]);
+        assert_eq!(who(&[80, 81], Some(&[80])), [vec![80], vec![81]]);
+    }
+
+    #[test]
+    fn the_proxy_listens_until_the_kernel_serves() {
+        assert_eq!(who(&[], Some(&[80, 81])), [vec![80], vec![]]);
+        assert_eq!(who(&[81], Some(&[80, 81])), [vec![80], vec![81]]);
+    }
+}

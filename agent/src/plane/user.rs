@@ -1,0 +1,199 @@
+//! The userspace proxy as a data plane that a reconciler drives.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    thread::available_parallelism,
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tracing::{info, warn};
+use weir_loader::{Answers, Attachments, Counters, Dataplane, Error, FlowCensus, Options, Stats};
+use weir_mesh::{
+    Installed, Limits, MapOp, MeshSnapshot,
+    install::{BackendIndex, Frontend, Via},
+    vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
+};
+use weir_proxy::{Counted, Proxy, Settings};
+
+use super::Chosen;
+use crate::{config::Config, reconciler::Kernel};
+
+/// The proxy, with what the reconciler wants to know besides.
+pub struct UserPlane {
+    proxy: Proxy,
+    chosen: Chosen,
+    /// What an earlier agent may have left in the kernel; `None` if the kernel plane is at work.
+    before: Option<Options>,
+    vips: InstalledVips,
+}
+
+/// Files that the agent needs for everything but flows.
+const OWN_FILES: u64 = 1000;
+
+impl UserPlane {
+    /// In place of the kernel plane, which is taken away once the proxy serves.
+    pub(super) fn instead(config: &Config, chosen: Chosen) -> Result<Self, Error> {
+        let before = Some(config.dataplane_options());
+        Ok(Self { before, ..Self::start(config, chosen)? })
+    }
+
+    /// Beside the kernel plane.
+    pub(super) fn start(config: &Config, chosen: Chosen) -> Result<Self, Error> {
+        let settings = settings(config);
+        let proxy = Proxy::start(settings).map_err(|error| Error {
+            what: "start the userspace proxy".to_owned(),
+            cause: error.to_string(),
+            remedy: "set node.address to an address of this host, or proxy.relay_port, on every \
+                     node alike"
+                .to_owned(),
+        })?;
+        Ok(Self { proxy, chosen, before: None, vips: InstalledVips::default() })
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let proxy = &config.proxy;
+    let files = raise_file_limit();
+    let connections = usize::try_from(files.saturating_sub(OWN_FILES) / 2).unwrap_or(usize::MAX);
+    Settings {
+        address: config.node.address,
+        relay_port: proxy.relay_port,
+        workers: proxy.workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
+        connect_timeout: proxy.connect_timeout,
+        keepalive: proxy.keepalive,
+        user_timeout: proxy.user_timeout,
+        connections: proxy.connections.unwrap_or(connections.max(1)),
+        udp_sessions: proxy.udp_sessions,
+    }
+}
+
+/// As many files as the host lets this process have.
+fn raise_file_limit() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+impl Kernel for UserPlane {
+    fn chosen(&self) -> Chosen {
+        self.chosen.clone()
+    }
+
+    fn follow(&mut self, snapshot: &MeshSnapshot) {
+        self.proxy.follow(snapshot);
+    }
+
+    fn unserved(&self) -> BTreeMap<Frontend, String> {
+        self.proxy.unserved().clone()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    fn installed(&self) -> Result<Installed, Error> {
+        Ok(self.proxy.installed().clone())
+    }
+
+    fn apply(&mut self, op: &MapOp) -> Result<(), Error> {
+        self.proxy.apply(op);
+        Ok(())
+    }
+
+    /// Virtual addresses need programs in the kernel: there are none to plan for.
+    fn vip_limits(&self) -> VipLimits {
+        VipLimits { vips: 1, cells: 1, spaces: 1, networks: 1 }
+    }
+
+    fn installed_vips(&self) -> Result<InstalledVips, Error> {
+        Ok(self.vips.clone())
+    }
+
+    fn serves_vips(&self) -> bool {
+        false
+    }
+
+    fn apply_vip(&mut self, _: &VipOp) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn own_space(&self) -> Result<SpaceCookie, Error> {
+        Ok(SpaceCookie(1))
+    }
+
+    /// The host's routes lead to its tasks; whether they do shows when one is connected to.
+    fn sync_interfaces(
+        &mut self,
+        tasks: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Via>, Error> {
+        self.proxy.look_after_listeners();
+        Ok(tasks.iter().map(|task| (*task, Via::Neighbour { ifindex: 0 })).collect())
+    }
+
+    /// All ports are listened on: what an earlier agent left in the kernel may go, and would take
+    /// packets before the sockets see them.
+    fn settled(&mut self) {
+        let Some(before) = self.before.take().filter(|before| before.pin.exists()) else { return };
+        let (removed, errors) = Dataplane::uninstall(&before);
+        if !removed.is_empty() {
+            info!(removed = removed.join(", "), "what was in the kernel is removed");
+        }
+        for error in errors {
+            warn!(%error, "something is left in the kernel, and may take packets");
+        }
+    }
+
+    fn attachments(&self) -> Attachments {
+        Attachments::default()
+    }
+
+    fn stats(&self) -> Result<Stats, Error> {
+        let installed = self.proxy.installed();
+        let backend = |index: &BackendIndex| {
+            let counts = self.proxy.backend(*index);
+            let answers = Answers { accepted: counts.accepted, refused: counts.refused };
+            (*index, Counters { answers, ..counters(counts.counted) })
+        };
+        let usage = self.proxy.usage();
+        let drops = self.proxy.reasons().map(|(reason, count)| (reason.label(), count));
+        Ok(Stats {
+            frontends: self
+                .proxy
+                .ports()
+                .into_iter()
+                .map(|(port, it)| (port, counters(it)))
+                .collect(),
+            backends: installed.backends.keys().map(backend).collect(),
+            drops: drops.collect(),
+            maps: [("connections", (usage.connections, usage.connection_limit))].into(),
+        })
+    }
+
+    fn answers(
+        &self,
+        backends: &mut dyn Iterator<Item = BackendIndex>,
+    ) -> Result<Vec<(BackendIndex, Answers)>, Error> {
+        let read = |index| {
+            let counts = self.proxy.backend(index);
+            (index, Answers { accepted: counts.accepted, refused: counts.refused })
+        };
+        Ok(backends.map(read).collect())
+    }
+
+    fn collect_flows(&mut self) -> Result<FlowCensus, Error> {
+        let indices = self.proxy.installed().backends.keys();
+        let active: BTreeMap<BackendIndex, u64> =
+            indices.map(|index| (*index, self.proxy.backend(*index).active)).collect();
+        let forward = active.values().sum();
+        Ok(FlowCensus { active, forward, ..FlowCensus::default() })
+    }
+}
+
+fn counters(counted: Counted) -> Counters {
+    let Counted { connections, rx_packets, rx_bytes, tx_packets, tx_bytes } = counted;
+    let answers = Answers::default();
+    Counters { connections, rx_packets, rx_bytes, tx_packets, tx_bytes, answers }
+}

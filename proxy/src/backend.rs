@@ -1,0 +1,114 @@
+//! Tasks, as flows hold on to them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use weir_mesh::{
+    Ident,
+    install::{BackendRecord, BackendState, Via},
+};
+
+use crate::counters::Traffic;
+
+/// One use of a backend's position: one task, for as long as anything holds on to it.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) ident: Ident,
+    record: ArcSwap<BackendRecord>,
+    active: AtomicBool,
+    gone: AtomicBool,
+    ended: Notify,
+    /// Of flows that entered the mesh here.
+    pub(crate) traffic: Traffic,
+    /// Live flows that entered the mesh here.
+    flows: AtomicU64,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+}
+
+/// A live flow, counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Flow(Arc<Backend>);
+
+impl Backend {
+    pub(crate) fn new(record: &BackendRecord) -> Self {
+        let backend = Self {
+            ident: record.ident,
+            record: ArcSwap::from_pointee(*record),
+            active: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            ended: Notify::new(),
+            traffic: Traffic::default(),
+            flows: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        };
+        backend.update(record);
+        backend
+    }
+
+    /// The same use, in another state or with more addresses.
+    pub(crate) fn update(&self, record: &BackendRecord) {
+        self.record.store(Arc::new(*record));
+        self.active.store(record.state == BackendState::Active, Relaxed);
+        if record.state == BackendState::Gone {
+            self.end();
+        }
+    }
+
+    /// Nothing may have flows with it any more.
+    pub(crate) fn end(&self) {
+        self.active.store(false, Relaxed);
+        self.gone.store(true, Relaxed);
+        self.ended.notify_waiters();
+    }
+
+    pub(crate) fn record(&self) -> Arc<BackendRecord> {
+        self.record.load_full()
+    }
+
+    /// Whether it takes new flows.
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.load(Relaxed)
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
+    }
+
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.record.load().via, Via::Tunnel { .. })
+    }
+
+    /// Comes to an end when its flows have to.
+    pub(crate) async fn ended(&self) {
+        let mut ended = std::pin::pin!(self.ended.notified());
+        ended.as_mut().enable();
+        if !self.is_gone() {
+            ended.await;
+        }
+    }
+
+    pub(crate) fn flows(&self) -> u64 {
+        self.flows.load(Relaxed)
+    }
+}
+
+impl Flow {
+    /// `None` if the task has as many flows as it may.
+    pub(crate) fn begin(backend: &Arc<Backend>, most: u64) -> Option<Self> {
+        let before = backend.flows.fetch_add(1, Relaxed);
+        // What is too much goes again when this is dropped.
+        Some(Self(backend.clone())).filter(|_| before < most)
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.0.flows.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,356 @@
+//! The proxy as its owner sees it: operations in, counters out.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use quinn_udp::UdpSocketState;
+use tokio::sync::watch;
+use weir_mesh::{
+    Ident, Installed, MapOp, MeshSnapshot, Protocol,
+    install::{BackendIndex, BackendRecord, Frontend, Slot},
+    proxied::Proxied,
+};
+
+use crate::{
+    backend::Backend,
+    counters::{Counted, Reason},
+    listen,
+    port::Port,
+    relay,
+    route::Route,
+    service::Service,
+    settings::Settings,
+    shared::Shared,
+    tcp,
+    udp::{self, Entrance},
+    worker::Worker,
+};
+
+/// The userspace data plane. One owner applies operations; workers carry traffic.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    installed: Installed,
+    backends: HashMap<BackendIndex, Arc<Backend>>,
+    services: HashMap<Ident, Arc<Service>>,
+    listeners: BTreeMap<Frontend, watch::Sender<bool>>,
+    unserved: BTreeMap<Frontend, String>,
+    _relay: watch::Sender<bool>,
+    /// Dropped last: they end everything.
+    workers: Vec<Worker>,
+}
+
+/// A proxy that could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// No thread or no runtime.
+    #[error("cannot start a worker: {0}")]
+    Worker(#[source] io::Error),
+    /// Other nodes could not hand anything over.
+    #[error(
+        "cannot listen on {address}/{protocol}, where other nodes hand over connections: {error}"
+    )]
+    Relay {
+        /// Where.
+        address: SocketAddr,
+        /// Which protocol.
+        protocol: Protocol,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// What is counted of a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendCounts {
+    /// Of flows that entered the mesh here.
+    pub counted: Counted,
+    /// Live flows that entered the mesh here.
+    pub active: u64,
+    /// Connections that it took, wherever they entered.
+    pub accepted: u64,
+    /// Connections that it refused, wherever they entered.
+    pub refused: u64,
+}
+
+/// What is in use, of how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// TCP connections.
+    pub connections: u64,
+    /// As many as there may be.
+    pub connection_limit: u64,
+    /// UDP sessions that entered here.
+    pub sessions: u64,
+}
+
+impl Proxy {
+    /// Starts workers, and listens for other nodes.
+    ///
+    /// # Errors
+    /// When a thread cannot be started, or the relay port is taken.
+    pub fn start(settings: Settings) -> Result<Self, ProxyError> {
+        let workers =
+            (0..settings.workers.max(1)).map(Worker::start).collect::<Result<Vec<_>, _>>();
+        let workers = workers.map_err(ProxyError::Worker)?;
+        let batches = probe_batches().map_err(ProxyError::Worker)?;
+        let shared = Arc::new(Shared::new(settings, batches));
+        let relay = listen_for_nodes(&shared, &workers)?;
+        Ok(Self {
+            shared,
+            installed: Installed::default(),
+            backends: HashMap::new(),
+            services: HashMap::new(),
+            listeners: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+            _relay: relay,
+            workers,
+        })
+    }
+
+    /// What it serves.
+    pub fn installed(&self) -> &Installed {
+        &self.installed
+    }
+
+    /// Takes what services ask for besides: for operations that follow, and for flows that begin from
+    /// now on.
+    pub fn follow(&mut self, snapshot: &MeshSnapshot) {
+        let asking = snapshot.services.values().filter(|service| service.proxied.is_needed());
+        let asked: HashMap<Ident, &Proxied> =
+            asking.map(|it| (Ident::of_service(&it.name), &it.proxied)).collect();
+        for ident in asked.keys() {
+            self.services.entry(*ident).or_default();
+        }
+        for (ident, service) in &self.services {
+            let wishes = asked.get(ident).copied().cloned().unwrap_or_default();
+            if **service.wishes.load() != wishes {
+                service.wishes.store(Arc::new(wishes));
+            }
+        }
+        // Whatever is still needed is held by routes and flows.
+        let known: HashSet<Ident> = snapshot.services.keys().map(Ident::of_service).collect();
+        self.services
+            .retain(|ident, service| known.contains(ident) || Arc::strong_count(service) > 1);
+    }
+
+    /// Applies one operation of a plan, in the plan's order. A port that cannot be listened on is no
+    /// failure of the plan: see [`Self::unserved`].
+    pub fn apply(&mut self, op: &MapOp) {
+        self.installed.put(op);
+        match op {
+            MapOp::SetNode(index, record) => {
+                self.shared.directory.write().nodes.insert(*index, record.address);
+            }
+            MapOp::RemoveNode(index) => {
+                self.shared.directory.write().nodes.remove(index);
+            }
+            MapOp::SetBackend(index, record) => self.set_backend(*index, record),
+            MapOp::RemoveBackend(index) => {
+                if let Some(backend) = self.backends.remove(index) {
+                    backend.end();
+                }
+            }
+            MapOp::Publish(frontend, slot) => self.publish(*frontend, *slot),
+            MapOp::Withdraw(frontend) => {
+                self.shared.directory.write().ports.remove(frontend);
+                self.close(*frontend);
+            }
+            MapOp::SetTag(service, tag, index) => {
+                if let Some(backend) = self.backends.get(index) {
+                    self.shared.directory.write().tags.insert((*service, *tag), backend.clone());
+                }
+            }
+            MapOp::RemoveTag(service, tag) => {
+                self.shared.directory.write().tags.remove(&(*service, *tag));
+            }
+            // Routes are made of these when a port is pointed at them.
+            MapOp::WriteRegion { .. }
+            | MapOp::FreeRegion { .. }
+            | MapOp::WriteList(..)
+            | MapOp::RemoveList(..)
+            | MapOp::SetRecord(..)
+            | MapOp::RemoveRecord(_) => {}
+        }
+    }
+
+    /// Tries again what could not be listened on, and closes what nobody needs any more.
+    pub fn look_after_listeners(&mut self) {
+        let ports: Vec<_> = self.shared.directory.write().ports.values().cloned().collect();
+        for port in ports {
+            self.listen_or_not(&port);
+        }
+    }
+
+    /// Published ports that should be listened on here and are not, and why.
+    pub fn unserved(&self) -> &BTreeMap<Frontend, String> {
+        &self.unserved
+    }
+
+    /// What is counted, by published port.
+    pub fn ports(&self) -> BTreeMap<Frontend, Counted> {
+        let directory = self.shared.directory.write();
+        let ports = directory.ports.iter();
+        ports.map(|(frontend, port)| (*frontend, port.traffic.read())).collect()
+    }
+
+    /// What is counted of a task.
+    pub fn backend(&self, index: BackendIndex) -> BackendCounts {
+        let Some(backend) = self.backends.get(&index) else { return BackendCounts::default() };
+        BackendCounts {
+            counted: backend.traffic.read(),
+            active: backend.flows(),
+            accepted: backend.accepted.load(Relaxed),
+            refused: backend.refused.load(Relaxed),
+        }
+    }
+
+    /// What was not forwarded, or not as it was first chosen.
+    pub fn reasons(&self) -> impl Iterator<Item = (Reason, u64)> {
+        self.shared.tally.read()
+    }
+
+    /// What is in use.
+    pub fn usage(&self) -> Usage {
+        let directory = self.shared.directory.write();
+        Usage {
+            connections: self.shared.connections() as u64,
+            connection_limit: self.shared.settings.connections as u64,
+            sessions: directory.ports.values().map(|port| port.sessions.load(Relaxed)).sum(),
+        }
+    }
+
+    fn set_backend(&mut self, index: BackendIndex, record: &BackendRecord) {
+        // Entries of an earlier use are another task's.
+        let known = self.backends.get(&index);
+        match known.filter(|known| known.record().generation == record.generation) {
+            Some(known) => known.update(record),
+            None => {
+                let fresh = Arc::new(Backend::new(record));
+                if let Some(old) = self.backends.insert(index, fresh) {
+                    old.end();
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, frontend: Frontend, slot: Slot) {
+        let Some(record) = self.installed.records.get(&slot) else { return };
+        let service = self.services.entry(record.ident).or_default().clone();
+        let route = Route::new(*record, &self.installed, &self.backends, service);
+        let route = Arc::new(route);
+        let known = self.shared.directory.port(frontend);
+        let port = match known {
+            Some(port) => {
+                port.route.store(route);
+                port
+            }
+            None => {
+                let port = Arc::new(Port::new(frontend, route));
+                self.shared.directory.write().ports.insert(frontend, port.clone());
+                port
+            }
+        };
+        self.listen_or_not(&port);
+    }
+
+    /// A port without a task is not listened on, so that clients are refused at once. UDP sessions
+    /// that still drain need the socket for their answers.
+    fn listen_or_not(&mut self, port: &Arc<Port>) {
+        let route = port.route.load();
+        let draining = port.sessions.load(Relaxed) > 0;
+        let wanted = !route.record.withheld && route.has_tasks();
+        if wanted && !self.listeners.contains_key(&port.frontend) {
+            self.open(port);
+        } else if !wanted && !draining {
+            self.close(port.frontend);
+        }
+    }
+
+    fn open(&mut self, port: &Arc<Port>) {
+        let frontend = port.frontend;
+        let opened = match frontend.protocol {
+            Protocol::Tcp => self.open_tcp(port),
+            Protocol::Udp => self.open_udp(port),
+        };
+        match opened {
+            Ok(stop) => {
+                self.listeners.insert(frontend, stop);
+                self.unserved.remove(&frontend);
+            }
+            Err(error) => {
+                self.unserved.insert(frontend, listen::explain(frontend, &error));
+            }
+        }
+    }
+
+    fn open_tcp(&self, port: &Arc<Port>) -> io::Result<watch::Sender<bool>> {
+        let sockets = listen::tcp(port.frontend, self.workers.len(), &self.shared.settings)?;
+        let stop = watch::Sender::new(false);
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            let (port, shared) = (port.clone(), self.shared.clone());
+            worker.spawn(tcp::accept(
+                socket,
+                shared.clone(),
+                stop.subscribe(),
+                move |stream, from| {
+                    tokio::spawn(tcp::serve(stream, from, port.clone(), shared.clone()));
+                },
+            ));
+        }
+        Ok(stop)
+    }
+
+    fn open_udp(&self, port: &Arc<Port>) -> io::Result<watch::Sender<bool>> {
+        let sockets = listen::udp(port.frontend, self.workers.len())?;
+        let stop = watch::Sender::new(false);
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            let entrance = Entrance::Port(port.clone());
+            worker.spawn(udp::run(socket, entrance, self.shared.clone(), stop.subscribe()));
+        }
+        Ok(stop)
+    }
+
+    fn close(&mut self, frontend: Frontend) {
+        self.unserved.remove(&frontend);
+        if let Some(stop) = self.listeners.remove(&frontend) {
+            stop.send_replace(true);
+        }
+    }
+}
+
+/// What this kernel can do with batches of datagrams, as seen by a socket of no further use.
+fn probe_batches() -> io::Result<UdpSocketState> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    UdpSocketState::new((&socket).into())
+}
+
+fn listen_for_nodes(
+    shared: &Arc<Shared>,
+    workers: &[Worker],
+) -> Result<watch::Sender<bool>, ProxyError> {
+    let address = SocketAddr::new(shared.settings.address, shared.settings.relay_port);
+    let failed = |protocol| move |error| ProxyError::Relay { address, protocol, error };
+    let stop = watch::Sender::new(false);
+    let listeners = listen::tcp_at(address, workers.len(), &shared.settings);
+    let sockets = listen::udp_at(address, workers.len());
+    let listeners = listeners.map_err(failed(Protocol::Tcp))?;
+    let sockets = sockets.map_err(failed(Protocol::Udp))?;
+    for ((worker, listener), socket) in workers.iter().zip(listeners).zip(sockets) {
+        let ours = shared.clone();
+        worker.spawn(tcp::accept(
+            listener,
+            shared.clone(),
+            stop.subscribe(),
+            move |stream, from| {
+                tokio::spawn(relay::serve(stream, from, ours.clone()));
+            },
+        ));
+        worker.spawn(udp::run(socket, Entrance::Relay, shared.clone(), stop.subscribe()));
+    }
+    Ok(stop)
+}

@@ -1,0 +1,147 @@
+//! TCP: a client's connection, one to a task, and bytes in both directions.
+
+pub(crate) mod copy;
+mod open;
+mod pipe;
+mod said;
+
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::sleep,
+};
+use tracing::debug;
+
+pub(crate) use open::{Entry, Opened, connect, dial, open, target};
+
+use crate::{address::plain, backend::Backend, counters::Reason, port::Port, shared::Shared};
+
+/// After an accept that failed for want of files or memory: long enough that some may be freed.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Accepts clients until it is told to stop. What the kernel has accepted by then is still served.
+pub(crate) async fn accept(
+    listener: std::net::TcpListener,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<bool>,
+    serve: impl Fn(TcpStream, SocketAddr),
+) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return debug!(%error, "a worker cannot follow a listener"),
+    };
+    let mut stopped = pin!(stop.wait_for(|stop| *stop));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            _ = &mut stopped => break,
+        };
+        match accepted {
+            Ok((stream, from)) => serve(stream, plain(from)),
+            Err(error) => {
+                debug!(%error, "a connection was not accepted");
+                if out_of_files(&error) {
+                    shared.tally.count(Reason::NoDescriptors);
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn out_of_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Serves a client of a published port to the end.
+pub(crate) async fn serve(
+    mut client: TcpStream,
+    from: SocketAddr,
+    port: Arc<Port>,
+    shared: Arc<Shared>,
+) {
+    let Some(_permit) = shared.permit() else { return reset(&client) };
+    let Ok(asked) = client.local_addr() else { return };
+    let route = port.route.load_full();
+    let mut entry = Entry { client: from, asked: plain(asked), frontend: port.frontend };
+    if route.service.wishes.load().trusts(from.ip()) {
+        match said::read(&mut client).await {
+            Ok(Some(said)) => (entry.client, entry.asked) = (said.source, said.destination),
+            Ok(None) => {}
+            Err(error) => {
+                debug!(%error, %from, "a sender that is trusted did not say who the client is");
+                shared.tally.count(Reason::ProxyHeader);
+                return reset(&client);
+            }
+        }
+    }
+    if !route.allows(entry.client.ip()) {
+        shared.tally.count(Reason::Denied);
+        return reset(&client);
+    }
+    let _admission = match route.service.admit(entry.client.ip()) {
+        Ok(admission) => admission,
+        Err(reason) => {
+            shared.tally.count(reason);
+            return reset(&client);
+        }
+    };
+    match open(&shared, &route, entry).await {
+        Ok(Opened { stream, backend, flow }) => {
+            port.traffic.opened();
+            backend.traffic.opened();
+            let _flow = flow;
+            let idle = route.record.timeouts.tcp_established;
+            // Its tables may be large, and the connection may outlive them by hours.
+            drop(route);
+            carry(client, stream, &backend, idle, Some(&port), &shared).await;
+        }
+        Err(reason) => {
+            shared.tally.count(reason);
+            reset(&client);
+        }
+    }
+}
+
+/// Copies both ways until both sides have ended, one of them fails, or the task may have no flows
+/// any more.
+pub(crate) async fn carry(
+    client: TcpStream,
+    task: TcpStream,
+    backend: &Backend,
+    idle: Duration,
+    port: Option<&Port>,
+    shared: &Shared,
+) {
+    let mut pair = copy::Pair::new(client, task);
+    let end = copy::run(&mut pair, backend, idle, |up, down| {
+        if let Some(port) = port {
+            port.traffic.up(0, up);
+            port.traffic.down(0, down);
+            backend.traffic.up(0, up);
+            backend.traffic.down(0, down);
+        }
+    })
+    .await;
+    let reason = match end {
+        copy::End::Whole => return,
+        copy::End::Failed => None,
+        copy::End::TaskGone => Some(Reason::BackendGone),
+        copy::End::Idle => Some(Reason::Idle),
+    };
+    if let Some(reason) = reason {
+        shared.tally.count(reason);
+    }
+    // Neither side may take what it has for the whole.
+    pair.streams().into_iter().for_each(reset);
+}
+
+/// Lets a stream end with a reset when it is dropped.
+pub(crate) fn reset(stream: &TcpStream) {
+    // A socket that refuses is one that has ended.
+    SockRef::from(stream).set_linger(Some(Duration::ZERO)).ok();
+}

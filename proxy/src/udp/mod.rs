@@ -1,0 +1,251 @@
+//! UDP: sessions between a client's address and a task, each with a connected socket of its own.
+//!
+//! A published port has one socket a worker; a client always meets the same one, since the kernel
+//! spreads datagrams by their addresses. [`Gate`] takes what clients send; each [`session`] brings
+//! back what its task answers.
+
+mod batch;
+mod session;
+
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+};
+
+use lru::LruCache;
+use socket2::SockRef;
+use tokio::{io::Interest, net::UdpSocket, sync::watch};
+use tracing::debug;
+
+use self::{
+    batch::Datagrams,
+    session::{Key, Session, Stored},
+};
+use crate::{
+    address::plain,
+    backend::Backend,
+    counters::Reason,
+    header,
+    port::Port,
+    relay::{self, Envelope},
+    route::Among,
+    shared::Shared,
+    tcp::Entry,
+};
+
+/// Where datagrams come in.
+pub(crate) enum Entrance {
+    /// From clients, at a published port.
+    Port(Arc<Port>),
+    /// From other nodes, each datagram in an envelope.
+    Relay,
+}
+
+/// One socket with its sessions.
+pub(crate) struct Gate {
+    socket: UdpSocket,
+    entrance: Entrance,
+    shared: Arc<Shared>,
+    /// Used by one worker only, so nobody waits for the lock.
+    sessions: Mutex<LruCache<Key, Stored>>,
+}
+
+/// A flow that has no session yet.
+struct Newcomer {
+    port: Arc<Port>,
+    backend: Arc<Backend>,
+    entry: Entry,
+    hopped: bool,
+}
+
+/// Takes datagrams until it is told to stop, and ends all sessions then.
+pub(crate) async fn run(
+    socket: std::net::UdpSocket,
+    entrance: Entrance,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let socket = match UdpSocket::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return debug!(%error, "a worker cannot follow a socket"),
+    };
+    let most = NonZeroUsize::new(shared.settings.udp_sessions).unwrap_or(NonZeroUsize::MIN);
+    // Room is taken as sessions come.
+    let sessions = Mutex::new(LruCache::unbounded());
+    sessions.lock().unwrap_or_else(PoisonError::into_inner).resize(most);
+    let gate = Arc::new(Gate { socket, entrance, shared, sessions });
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            ready = gate.socket.readable() => if ready.is_err() { break },
+        }
+        // The buffer is for all sockets of the worker: after each batch others get their turn.
+        match gate.receive() {
+            Ok(()) => tokio::task::consume_budget().await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => debug!(%error, "a datagram was not received"),
+        }
+    }
+    gate.lock().clear();
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, LruCache<Key, Stored>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one batch.
+    fn receive(self: &Arc<Self>) -> io::Result<()> {
+        batch::with(|batch| {
+            let receive = || batch.receive(&self.shared.batches, &self.socket);
+            let count = self.socket.try_io(Interest::READABLE, receive)?;
+            for (meta, bytes) in batch.received(count) {
+                let asked = meta.dst_ip.unwrap_or(meta.addr.ip());
+                let key = Key { client: meta.addr, asked, speaks_for: None };
+                self.take(key, Datagrams { bytes, size: meta.stride });
+            }
+            Ok(())
+        })
+    }
+
+    /// Datagrams of one client that arrived together.
+    fn take(self: &Arc<Self>, key: Key, datagrams: Datagrams<'_>) {
+        match &self.entrance {
+            Entrance::Port(port) => {
+                let asked = SocketAddr::new(key.asked, port.frontend.port.get());
+                let (client, asked) = (plain(key.client), plain(asked));
+                let entry = Entry { client, asked, frontend: port.frontend };
+                if port.route.load().service.wishes.load().trusts(client.ip()) {
+                    return datagrams.each().for_each(|one| self.take_said(port, key, entry, one));
+                }
+                self.pass(key, datagrams, |not| self.newcomer(port, entry, not));
+            }
+            Entrance::Relay => {
+                let Some(sender) = self.shared.directory.sender(plain(key.client).ip()) else {
+                    return self.shared.tally.count(Reason::UnknownSender);
+                };
+                for datagram in datagrams.each() {
+                    let Ok(Some((envelope, length))) = Envelope::parse(datagram) else {
+                        self.shared.tally.count(Reason::Malformed);
+                        continue;
+                    };
+                    let datagram = Datagrams::one(&datagram[length..]);
+                    self.pass(key, datagram, |not| {
+                        let (port, backend) =
+                            relay::recipient(&self.shared, &envelope, sender, not)?;
+                        Ok(Newcomer { port, backend, entry: envelope.entry, hopped: true })
+                    });
+                }
+            }
+        }
+    }
+
+    /// A datagram of a sender that says before each whom it speaks for.
+    fn take_said(self: &Arc<Self>, port: &Arc<Port>, key: Key, entry: Entry, datagram: &[u8]) {
+        let Ok(Some(header)) = header::parse(datagram) else {
+            return self.shared.tally.count(Reason::ProxyHeader);
+        };
+        let (mut key, mut entry) = (key, entry);
+        if let Some((_, said)) = header.addresses {
+            key.speaks_for = Some(said.source);
+            (entry.client, entry.asked) = (plain(said.source), plain(said.destination));
+        }
+        let datagram = Datagrams::one(&datagram[header.length..]);
+        self.pass(key, datagram, |not| self.newcomer(port, entry, not));
+    }
+
+    fn newcomer(
+        &self,
+        port: &Arc<Port>,
+        entry: Entry,
+        not: Option<&Backend>,
+    ) -> Result<Newcomer, Reason> {
+        let wanted = |backend: &Backend| not.is_none_or(|not| not.ident != backend.ident);
+        let route = port.route.load();
+        if !route.allows(entry.client.ip()) {
+            return Err(Reason::Denied);
+        }
+        let backend = route.choose(Among::All, entry.client, wanted);
+        let backend = backend.ok_or_else(|| route.nobody())?;
+        Ok(Newcomer { port: port.clone(), backend, entry, hopped: false })
+    }
+
+    /// To the task of the session; a client whose task has gone, or refuses, gets another one for
+    /// this very datagram.
+    fn pass(
+        self: &Arc<Self>,
+        key: Key,
+        datagrams: Datagrams<'_>,
+        newcomer: impl Fn(Option<&Backend>) -> Result<Newcomer, Reason>,
+    ) {
+        let mut sessions = self.lock();
+        let mut refused = None;
+        if let Some(stored) = sessions.get(&key) {
+            let session = stored.session();
+            if session.is_usable() {
+                match session.send(&self.shared, &datagrams) {
+                    Ok(()) => return,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        session.note_refusal(&self.shared);
+                    }
+                    Err(_) => return self.shared.tally.add(Reason::SendFailed, datagrams.count()),
+                }
+            }
+            refused = session.refused_by();
+            sessions.pop(&key);
+        }
+        let fresh = newcomer(refused.as_deref()).or_else(|reason| match refused {
+            // Better the one that refused than nobody: it may be back.
+            Some(_) => newcomer(None),
+            None => Err(reason),
+        });
+        let begun = fresh.and_then(|newcomer| Session::begin(self, key, newcomer));
+        match begun {
+            Ok(stored) => {
+                let session = stored.session().clone();
+                if sessions.push(key, stored).is_some() {
+                    self.shared.tally.count(Reason::SessionEvicted);
+                }
+                if session.send(&self.shared, &datagrams).is_err() {
+                    self.shared.tally.add(Reason::SendFailed, datagrams.count());
+                }
+            }
+            Err(reason) => self.shared.tally.add(reason, datagrams.count()),
+        }
+    }
+
+    /// Answers to a client, from the address that it asked.
+    fn answer(&self, session: &Session, key: Key, datagrams: &Datagrams<'_>) {
+        let (state, asked) = (&self.shared.batches, Some(key.asked));
+        let sent = datagrams.transmit(state, &self.socket, key.client, asked);
+        if sent.is_err() {
+            return self.shared.tally.add(Reason::SendFailed, datagrams.count());
+        }
+        session.note_answer(&self.shared, datagrams);
+    }
+
+    fn forget(&self, key: Key, session: &Arc<Session>) {
+        let mut sessions = self.lock();
+        if sessions.peek(&key).is_some_and(|stored| Arc::ptr_eq(stored.session(), session)) {
+            sessions.pop(&key);
+        }
+    }
+}
+
+/// Sends one datagram behind a header.
+fn send_behind(socket: &UdpSocket, header: &[u8], datagram: &[u8]) -> io::Result<()> {
+    let parts = [IoSlice::new(header), IoSlice::new(datagram)];
+    SockRef::from(socket).send_vectored(&parts).map(drop)
+}
+
+impl Port {
+    fn note_session(&self, begins: bool) {
+        match begins {
+            true => self.sessions.fetch_add(1, Relaxed),
+            false => self.sessions.fetch_sub(1, Relaxed),
+        };
+    }
+}

@@ -1,0 +1,266 @@
+//! A client and its task, for as long as they talk.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{
+    io::Interest,
+    net::UdpSocket,
+    task::AbortHandle,
+    time::{Instant, sleep},
+};
+use weir_mesh::{Timeouts, install::Via};
+
+use super::{
+    Entrance, Gate, Newcomer,
+    batch::{self, Datagrams},
+    send_behind,
+};
+use crate::{
+    backend::{Backend, Flow},
+    counters::Reason,
+    header::{self, Addresses, Version},
+    port::Port,
+    relay::Envelope,
+    shared::Shared,
+    sys,
+    tcp::target,
+};
+
+/// Which session a datagram belongs to: addresses as the socket shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) client: SocketAddr,
+    /// The address of this node that the client used.
+    pub(super) asked: IpAddr,
+    /// Whom the client says it speaks for, if it is trusted in that.
+    pub(super) speaks_for: Option<SocketAddr>,
+}
+
+/// One session.
+pub(super) struct Session {
+    socket: UdpSocket,
+    peer: SocketAddr,
+    backend: Arc<Backend>,
+    /// Only where the flow entered the mesh here.
+    port: Option<Arc<Port>>,
+    /// What goes before each datagram.
+    header: Vec<u8>,
+    timeouts: Timeouts,
+    /// When something was last said, in milliseconds since the start of the proxy.
+    last: AtomicU64,
+    answered: AtomicBool,
+    refused: AtomicBool,
+}
+
+/// A session in the table of its gate. Dropping it ends the session.
+pub(super) struct Stored {
+    session: Arc<Session>,
+    answers: AbortHandle,
+}
+
+impl Stored {
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        self.answers.abort();
+    }
+}
+
+impl Session {
+    /// Opens a session and begins to bring its answers back.
+    pub(super) fn begin(gate: &Arc<Gate>, key: Key, newcomer: Newcomer) -> Result<Stored, Reason> {
+        let shared = &gate.shared;
+        let Newcomer { port, backend, entry, hopped } = newcomer;
+        let record = backend.record();
+        let route = port.route.load();
+        let (peer, header) = match record.via {
+            Via::Tunnel { node } => {
+                let node = shared.directory.node(node).ok_or(Reason::TaskTimeout)?;
+                let envelope = Envelope { entry, tag: record.tag, hopped };
+                (SocketAddr::new(node, shared.settings.relay_port), envelope.encode())
+            }
+            _ => {
+                let peer = target(&record, &route, entry.client.ip());
+                let header = match route.service.wishes.load().header {
+                    None => Vec::new(),
+                    // Version 1 knows no datagrams.
+                    Some(Version::V1 | Version::V2) => {
+                        let addresses =
+                            Addresses { source: entry.client, destination: entry.asked };
+                        header::encode(Version::V2, entry.frontend.protocol, addresses)
+                    }
+                };
+                (peer.ok_or(Reason::TaskRefused)?, header)
+            }
+        };
+        let own = matches!(record.via, Via::Tunnel { .. }).then_some(shared.settings.address);
+        let socket = connect(peer, own).map_err(|_| Reason::NoDescriptors)?;
+        let entered = matches!(gate.entrance, Entrance::Port(_)).then_some(port.clone());
+        let session = Arc::new(Self {
+            socket,
+            peer,
+            backend,
+            port: entered,
+            header,
+            timeouts: route.record.timeouts,
+            last: AtomicU64::new(shared.now()),
+            answered: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+        });
+        if let Some(port) = &session.port {
+            port.traffic.opened();
+            session.backend.traffic.opened();
+        }
+        let task = tokio::spawn(session.clone().answers(gate.clone(), key));
+        Ok(Stored { session, answers: task.abort_handle() })
+    }
+
+    /// Whether the next datagram may go there.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.backend.is_gone() && !self.refused.load(Relaxed)
+    }
+
+    /// The task, if it refused.
+    pub(super) fn refused_by(&self) -> Option<Arc<Backend>> {
+        self.refused.load(Relaxed).then(|| self.backend.clone())
+    }
+
+    pub(super) fn note_refusal(&self, shared: &Shared) {
+        if !self.refused.swap(true, Relaxed) {
+            shared.tally.count(Reason::TaskRefused);
+        }
+    }
+
+    pub(super) fn send(&self, shared: &Shared, datagrams: &Datagrams<'_>) -> io::Result<()> {
+        self.last.store(shared.now(), Relaxed);
+        if let Some(port) = &self.port {
+            let (packets, bytes) = (datagrams.count(), datagrams.bytes.len() as u64);
+            port.traffic.up(packets, bytes);
+            self.backend.traffic.up(packets, bytes);
+        }
+        if !self.header.is_empty() {
+            return datagrams
+                .each()
+                .try_for_each(|one| send_behind(&self.socket, &self.header, one));
+        }
+        if datagrams.count() > 1 {
+            return datagrams.transmit(&shared.batches, &self.socket, self.peer, None);
+        }
+        SockRef::from(&self.socket).send(datagrams.bytes).map(drop)
+    }
+
+    pub(super) fn note_answer(&self, shared: &Shared, datagrams: &Datagrams<'_>) {
+        self.last.store(shared.now(), Relaxed);
+        self.answered.store(true, Relaxed);
+        if let Some(port) = &self.port {
+            let (packets, bytes) = (datagrams.count(), datagrams.bytes.len() as u64);
+            port.traffic.down(packets, bytes);
+            self.backend.traffic.down(packets, bytes);
+        }
+    }
+
+    /// How long the session may go on if nothing more is said.
+    fn left(&self, shared: &Shared) -> Duration {
+        let silence = match self.answered.load(Relaxed) {
+            true => self.timeouts.udp_both_ways,
+            false => self.timeouts.udp_one_way,
+        };
+        let since = Duration::from_millis(shared.now().saturating_sub(self.last.load(Relaxed)));
+        silence.saturating_sub(since)
+    }
+
+    /// Brings answers back until the session has been silent for too long or its task is gone.
+    async fn answers(self: Arc<Self>, gate: Arc<Gate>, key: Key) {
+        let _counted = Counted::begin(&self);
+        let mut gone = pin!(self.backend.ended());
+        let mut timer = pin!(sleep(self.left(&gate.shared)));
+        loop {
+            tokio::select! {
+                biased;
+                ready = self.socket.readable() => if ready.is_err() { break },
+                () = &mut gone => break,
+                () = &mut timer => {
+                    let left = self.left(&gate.shared);
+                    if left.is_zero() {
+                        break;
+                    }
+                    timer.as_mut().reset(Instant::now() + left);
+                    continue;
+                }
+            }
+            match self.receive(&gate, key) {
+                Ok(()) => tokio::task::consume_budget().await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    // The session stays until the client's next datagram, which takes another task.
+                    self.note_refusal(&gate.shared);
+                }
+                Err(_) => gate.shared.tally.count(Reason::SendFailed),
+            }
+        }
+        gate.forget(key, &self);
+    }
+
+    fn receive(&self, gate: &Gate, key: Key) -> io::Result<()> {
+        batch::with(|batch| {
+            let receive = || batch.receive(&gate.shared.batches, &self.socket);
+            let count = self.socket.try_io(Interest::READABLE, receive)?;
+            for (meta, bytes) in batch.received(count) {
+                gate.answer(self, key, &Datagrams { bytes, size: meta.stride });
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A live session, counted until its task is dropped.
+struct Counted {
+    port: Option<Arc<Port>>,
+    _flow: Option<Flow>,
+}
+
+impl Counted {
+    fn begin(session: &Session) -> Self {
+        let port = session.port.clone();
+        let flow = port.as_ref().and_then(|_| Flow::begin(&session.backend, u64::MAX));
+        port.iter().for_each(|port| port.note_session(true));
+        Self { port, _flow: flow }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.port.iter().for_each(|port| port.note_session(false));
+    }
+}
+
+/// A socket that speaks with the peer alone, from the node's address if the peer is a node.
+fn connect(peer: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(peer), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if let Some(source) = source.filter(|source| source.is_ipv4() == peer.is_ipv4()) {
+        sys::choose_port_late(&socket)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    socket.connect(&peer.into())?;
+    if peer.is_ipv6() {
+        sys::take_without_checksum(&socket)?;
+    }
+    // Without it answers come one by one.
+    sys::merge_datagrams(&socket).ok();
+    UdpSocket::from_std(socket.into())
+}

@@ -1,0 +1,178 @@
+//! The proxy beside the kernel plane: it serves what the kernel cannot, and a port passes from one to
+//! the other without a moment in which nobody serves it.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use weir_tests::firewall::{tcp, udp};
+use weir_tests::traffic::{FailureKind, HttpLoad, UdpLoad};
+use weir_tests::{Agent, Cases, Lab, Plane, Probe, Scene, eventually, on_both_planes};
+
+const SECOND: Duration = Duration::from_secs(1);
+const WEB: u16 = 8080;
+const TOLD: u16 = 8081;
+
+on_both_planes! {
+    a_service_that_asks_for_a_header_gets_it_and_the_others_are_served_as_ever
+    a_service_that_asks_for_a_header_only_later_gets_it_then
+}
+
+/// `web` with a task on each node; `told`, which asks for a header, with one on n2.
+fn scene(plane: Plane) -> Scene {
+    let mut scene = Scene::on(plane, Lab::builder()).unwrap();
+    scene.service("web", WEB);
+    scene.task("web", "n1", "web.1").unwrap();
+    scene.task("web", "n2", "web.2").unwrap();
+    scene.mesh.service("told").publish(format!("{TOLD}:53").as_str());
+    scene.task("told", "n2", "told.1").unwrap();
+    scene
+}
+
+/// What an echo server is sent.
+fn echoed(scene: &Scene, target: SocketAddr) -> Result<(SocketAddr, String)> {
+    let mut stream =
+        scene.lab.client("c1").run(|| TcpStream::connect_timeout(&target, 2 * SECOND))?;
+    stream.set_read_timeout(Some(2 * SECOND))?;
+    stream.write_all(b"hello")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok((stream.local_addr()?, text))
+}
+
+fn is_told(scene: &Scene, target: SocketAddr) -> Result<()> {
+    let (own, text) = echoed(scene, target)?;
+    let family = if own.is_ipv4() { "TCP4" } else { "TCP6" };
+    let (from, to) = (own.ip(), target.ip());
+    let header = format!("PROXY {family} {from} {to} {} {TOLD}\r\n", own.port());
+    ensure!(text == format!("{header}hello"), "{text:?}");
+    Ok(())
+}
+
+fn targets(scene: &Scene, port: u16) -> Vec<SocketAddr> {
+    scene.lab.hosts().iter().flat_map(|host| host.targets(port)).collect()
+}
+
+fn all_are_told(scene: &Scene) -> Result<()> {
+    targets(scene, TOLD).into_iter().try_for_each(|target| is_told(scene, target))
+}
+
+fn a_service_that_asks_for_a_header_gets_it_and_the_others_are_served_as_ever(plane: Plane) {
+    let mut scene = scene(plane);
+    scene.mesh.service("told").set("proxy_protocol", "v1");
+    scene.start().unwrap();
+    eventually("every address to tell the task who asks", 10 * SECOND, || all_are_told(&scene))
+        .unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    for target in targets(&scene, WEB) {
+        for probe in [Probe::tcp(target), Probe::udp(target)] {
+            let seen = client.ask(&probe);
+            let own = client.addresses().iter().find(|own| own.is_ipv4() == target.is_ipv4());
+            let kept = match plane {
+                Plane::Ebpf => seen.client_kept(*own.unwrap()).map(drop),
+                Plane::Proxy => seen.answered_from(target).map(drop),
+            };
+            cases.note(probe, kept);
+        }
+    }
+    cases.end(&scene).unwrap();
+    let services = scene.agent("n1").cli(&["services", "told"]).unwrap();
+    assert!(
+        services.lines().any(|line| line.starts_with("TCP *:8081") && line.ends_with("served")),
+        "{services}"
+    );
+    let status = scene.agent("n1").api("/api/v1/status").unwrap().body;
+    assert!(status.contains("\"condition\":\"ok\""), "{status}");
+    let name = "weir_service_connections_total";
+    let series = format!("{name}{{service=\"told\",protocol=\"tcp\",port=\"8081\"}}");
+    // Counters are read at most once a second.
+    eventually("its connections to be counted", 5 * SECOND, || {
+        let text = scene.agent("n1").http("/metrics")?.body;
+        let line = text.lines().find(|line| line.starts_with(&series)).context("no series")?;
+        ensure!(!line.ends_with(" 0"), "{line}");
+        anyhow::Ok(())
+    })
+    .unwrap();
+}
+
+fn a_service_that_asks_for_a_header_only_later_gets_it_then(plane: Plane) {
+    let mut scene = scene(plane);
+    scene.start().unwrap();
+    for target in targets(&scene, TOLD) {
+        assert_eq!(echoed(&scene, target).unwrap().1, "hello");
+    }
+    scene.mesh.service("told").set("proxy_protocol", "v1");
+    scene.apply().unwrap();
+    eventually("every address to tell the task who asks", 10 * SECOND, || all_are_told(&scene))
+        .unwrap();
+    scene.mesh.remove_service("told");
+    let task = &scene.tasks["told.1"];
+    scene.mesh.service("told").publish(format!("{TOLD}:53").as_str()).task(task);
+    scene.apply().unwrap();
+    eventually("no address to tell the task who asks", 10 * SECOND, || {
+        for target in targets(&scene, TOLD) {
+            let (_, text) = echoed(&scene, target)?;
+            ensure!(text == "hello", "{target}: {text:?}");
+        }
+        anyhow::Ok(())
+    })
+    .unwrap();
+}
+
+/// Whose socket is listening there: nobody's, if the kernel plane serves the port.
+fn listens(agent: &Agent, port: u16) -> bool {
+    let table = agent.host().run(|| std::fs::read_to_string("/proc/thread-self/net/tcp6")).unwrap();
+    table.lines().any(|line| line.contains(&format!(":{port:04X} ")) && line.contains(" 0A "))
+}
+
+#[test]
+fn a_port_passes_from_the_kernel_to_the_proxy_and_back_and_no_new_connection_fails() {
+    let builder = Lab::builder().docker_firewall([tcp(TOLD), udp(TOLD)]);
+    let mut scene = Scene::new(builder).unwrap();
+    scene.service("web", WEB);
+    scene.task("web", "n1", "web.1").unwrap();
+    scene.task("web", "n2", "web.2").unwrap();
+    scene.start().unwrap();
+    let targets = targets(&scene, WEB);
+    let netns = scene.lab.client("c1").netns().clone();
+    let load = HttpLoad::new(&netns, targets.clone()).timeout(5 * SECOND);
+    let fresh = load.connections(6).rate(600).start().unwrap();
+    let datagrams = UdpLoad::new(&netns, targets).rate(200).start().unwrap();
+    for _ in 0..4 {
+        // A limit that nobody meets: the kernel plane knows none.
+        let limits = toml::Table::from_iter([("connections".to_owned(), 1_000_000.into())]);
+        scene.mesh.service("web").set("limits", limits);
+        scene.apply().unwrap();
+        for agent in &scene.agents {
+            eventually("the proxy to listen", 10 * SECOND, || {
+                ensure!(listens(agent, WEB), "nobody listens");
+                Ok(())
+            })
+            .unwrap();
+        }
+        thread::sleep(SECOND / 2);
+        scene.mesh.service("web").set("limits", toml::Table::new());
+        scene.apply().unwrap();
+        for agent in &scene.agents {
+            eventually("the proxy to listen no more", 10 * SECOND, || {
+                ensure!(!listens(agent, WEB), "it listens");
+                Ok(())
+            })
+            .unwrap();
+        }
+        thread::sleep(SECOND / 2);
+    }
+    let fresh = fresh.stop().unwrap();
+    // What the kernel carries in the very moment in which it leaves a port is reset: that is all.
+    let resets = fresh.failed.get(&FailureKind::Reset).copied().unwrap_or_default();
+    assert!(fresh.ok > 1000 && resets <= 8, "{fresh}\n{}", scene.drops());
+    assert_eq!(fresh.failures(), resets, "{fresh}\n{}", scene.drops());
+    let datagrams = datagrams.stop().unwrap();
+    assert!(datagrams.failures() == 0, "{datagrams}\n{}", scene.drops());
+}
