@@ -13,6 +13,7 @@ use weir_loader::{Check, Dataplane, Outcome};
 
 use crate::{
     config::{Config, Overrides, SourceConfig},
+    dns,
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -67,6 +68,12 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         reconciler::thread::spawn(config.dataplane_options(), settings)
             .context("cannot start the reconciler's thread")?;
     tokio::spawn(reconciler.clone().follow(view.clone()));
+    let followed = dns::Inputs {
+        view: view.clone(),
+        docker: docker.clone(),
+        programming: metrics.programming("dns"),
+    };
+    let dns = dns::start(&config, followed).context("cannot start the DNS server's threads")?;
     if let Some(words) = docker {
         tokio::spawn(swarm::pass_spaces(words, reconciler.clone()));
     }
@@ -79,7 +86,8 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     let config = Arc::new(config);
     let judged = Judged { view, health };
     let observer =
-        Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened, link);
+        Observer::new(config.clone(), source_state, judged, reconciler.clone(), opened, link)
+            .with_dns(dns);
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
     let already = opening.await.context("the reconciler's thread ended early")??;
@@ -158,7 +166,7 @@ fn reconciler_settings(config: &Config, metrics: &Metrics) -> reconciler::Settin
         // The file is the only source.
         sees_containers: matches!(config.source, SourceConfig::Docker(_)),
         listeners: ListenerTable::new(config.node.addresses.clone()),
-        programming: metrics.programming.clone(),
+        programming: metrics.programming("kernel"),
     }
 }
 

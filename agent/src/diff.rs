@@ -124,6 +124,7 @@ mod tests {
                 timeouts: Timeouts::default(),
                 health: Default::default(),
                 vips: BTreeMap::new(),
+                aliases: Default::default(),
             };
             (name, Arc::new(service))
         };

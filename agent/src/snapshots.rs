@@ -90,7 +90,9 @@ impl SnapshotWriter {
 
     fn take(&mut self, desired: &Desired, noticed: Instant, judge: &mut Judge) {
         let declared = &self.declared;
-        let unchanged = desired.nodes == declared.nodes && desired.services == declared.services;
+        let unchanged = desired.nodes == declared.nodes
+            && desired.services == declared.services
+            && desired.networks == declared.networks;
         let (begun, stale) = self.stands();
         if unchanged && begun && !stale {
             return;
@@ -100,6 +102,7 @@ impl SnapshotWriter {
             generation: declared.generation,
             nodes: desired.nodes.clone(),
             services: desired.services.clone(),
+            networks: desired.networks.clone(),
         });
         self.restored = None;
         self.publish(judge, false, noticed);
@@ -130,12 +133,16 @@ impl SnapshotWriter {
 
     fn publish(&mut self, judge: &Judge, stale: bool, noticed: Instant) {
         let (nodes, services) = (&self.declared.nodes, judge.overlaid());
-        let unchanged = *nodes == self.last.nodes && services == self.last.services;
+        let networks = &self.declared.networks;
+        let unchanged = *nodes == self.last.nodes
+            && services == self.last.services
+            && *networks == self.last.networks;
         let generation = match unchanged && self.last.generation > Generation(0) {
             true => self.last.generation,
             false => Generation(self.last.generation.0 + 1),
         };
-        let snapshot = MeshSnapshot { generation, nodes: nodes.clone(), services };
+        let (nodes, networks) = (nodes.clone(), networks.clone());
+        let snapshot = MeshSnapshot { generation, nodes, services, networks };
         let count = snapshot.services.len();
         let changes = diff::summary(&self.last, &snapshot);
         if !changes.is_empty() {
@@ -146,11 +153,7 @@ impl SnapshotWriter {
         self.last = Arc::new(snapshot);
         self.declared = match self.last.services == self.declared.services {
             true => self.last.clone(),
-            false => {
-                let MeshSnapshot { nodes, services, .. } = &*self.declared;
-                let (nodes, services) = (nodes.clone(), services.clone());
-                Arc::new(MeshSnapshot { generation, nodes, services })
-            }
+            false => Arc::new(MeshSnapshot { generation, ..MeshSnapshot::clone(&self.declared) }),
         };
         let declared = View { snapshot: Some(self.declared.clone()), stale, noticed };
         self.declared_view.send_replace(declared);
@@ -203,7 +206,7 @@ const REST: u32 = 10;
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::SystemTime};
+    use std::time::SystemTime;
 
     use weir_mesh::{
         Health, Ident, Node, NodeName, Service, ServiceName, Task, TaskName, TaskState,
@@ -223,14 +226,14 @@ mod tests {
             let name = NodeName::new(*name);
             (name.clone(), Node { name, address: [10, 0, 0, 1].into(), spaces: Vec::new() })
         };
-        Desired { nodes: nodes.iter().map(node).collect(), services: BTreeMap::new() }
+        Desired { nodes: nodes.iter().map(node).collect(), ..Desired::default() }
     }
 
     fn restored(nodes: &[&str]) -> Restored {
         let snapshot = MeshSnapshot {
             generation: Generation(41),
             nodes: desired(nodes).nodes,
-            services: BTreeMap::new(),
+            ..MeshSnapshot::default()
         };
         Restored { snapshot, written: SystemTime::now() }
     }
@@ -302,6 +305,7 @@ mod tests {
                 weight: 1,
                 state: TaskState::Active,
                 networks: Default::default(),
+                aliases: Default::default(),
             }],
             timeouts: Default::default(),
             health: Health {
@@ -309,6 +313,7 @@ mod tests {
                 ejection: Some(Ejection { panic: 0, ..Ejection::default() }),
             },
             vips: Default::default(),
+            aliases: Default::default(),
         };
         desired.services.insert(web.name.clone(), Arc::new(web));
         desired

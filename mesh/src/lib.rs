@@ -24,7 +24,7 @@ pub use ident::Ident;
 pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
 pub use service::{
-    Balance, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort, Service,
-    ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,
+    Balance, Network, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort,
+    Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,
 };
 pub use snapshot::{Generation, MeshSnapshot};

@@ -103,6 +103,7 @@ impl World {
             timeouts: Timeouts::default(),
             health: Default::default(),
             vips: BTreeMap::new(),
+            aliases: Default::default(),
         };
         self.snapshot.services.insert(service.name.clone(), service.into());
         self.apply()
@@ -261,5 +262,6 @@ fn task(name: &str, node: &str, last: u8, state: TaskState) -> Task {
         weight: 1,
         state,
         networks: BTreeMap::new(),
+        aliases: Default::default(),
     }
 }

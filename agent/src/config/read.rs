@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use weir_loader::AttachMode;
 use weir_mesh::Timeouts;
 
-use super::{KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides};
+use super::{DnsSettings, KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides};
 use crate::document::{Fault, Findings, Table, Value, parse_piece};
 
 /// What was written, checked key by key; `None` where nothing was written.
@@ -31,6 +31,7 @@ pub struct Settings {
     pub tunnel_port: Option<u16>,
     pub tunnel_device: Option<String>,
     pub link: LinkSettings,
+    pub dns: DnsSettings,
     pub http: Option<Option<SocketAddr>>,
     pub socket: Option<PathBuf>,
     pub docker_socket: Option<PathBuf>,
@@ -135,6 +136,7 @@ impl<'t, 'i> Reader<'t, 'i> {
             tunnel_port: self.get("tunnel.port").and_then(tunnel_port),
             tunnel_device: self.get("tunnel.device").and_then(interface),
             link: LinkSettings::read(|path| self.get(path)),
+            dns: DnsSettings::read(|path| self.get(path)),
             http: self.get("http.listen").and_then(listen),
             socket: self.get("socket.path").and_then(absolute_path),
             docker_socket: self.docker_socket(),

@@ -142,6 +142,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
         weight: 1,
         state: TaskState::Active,
         networks: BTreeMap::new(),
+        aliases: Default::default(),
     };
     let service = |&(name, port): &(&str, u16)| {
         let service = Service {
@@ -157,6 +158,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
             timeouts: Timeouts::default(),
             health: Default::default(),
             vips: BTreeMap::new(),
+            aliases: Default::default(),
         };
         (service.name.clone(), service.into())
     };
@@ -164,6 +166,7 @@ pub(crate) fn mesh(generation: u64, services: &[(&str, u16)]) -> MeshSnapshot {
         generation: Generation(generation),
         nodes: [node("n1", 1), node("n2", 2)].into(),
         services: services.iter().map(service).collect(),
+        networks: Default::default(),
     }
 }
 

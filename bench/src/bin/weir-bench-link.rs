@@ -193,6 +193,7 @@ fn report(at: usize, nodes: usize, tasks: usize, life: Life) -> Report {
         life: if number == at { life } else { Life::Active },
         labels: BTreeMap::from([("weir.balance".into(), "maglev".into())]),
         networks: BTreeMap::new(),
+        aliases: Default::default(),
         ports: Vec::new(),
     };
     Report {

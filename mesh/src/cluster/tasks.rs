@@ -56,6 +56,7 @@ impl<'a> Placed<'a> {
             weight,
             state: self.state,
             networks: self.said.networks.clone(),
+            aliases: self.said.aliases.clone(),
         }
     }
 

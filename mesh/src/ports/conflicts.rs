@@ -64,6 +64,7 @@ mod tests {
             weight: 1,
             state: TaskState::Active,
             networks: BTreeMap::new(),
+            aliases: Default::default(),
         };
         let name = ServiceName::new(name);
         let port = Port {
@@ -80,6 +81,7 @@ mod tests {
             timeouts: Timeouts::default(),
             health: Default::default(),
             vips: BTreeMap::new(),
+            aliases: Default::default(),
         };
         (name, Arc::new(service))
     }

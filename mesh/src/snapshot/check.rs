@@ -106,7 +106,7 @@ impl MeshSnapshot {
         }
         errors.extend(port_conflicts(&named).into_iter().map(SnapshotError::from));
         if errors.is_empty() {
-            Ok(Self { generation, nodes, services: named })
+            Ok(Self { generation, nodes, services: named, networks: BTreeMap::new() })
         } else {
             Err(errors)
         }
@@ -186,6 +186,7 @@ mod tests {
             weight: 1,
             state: TaskState::Active,
             networks: BTreeMap::new(),
+            aliases: Default::default(),
         };
         let port = |number: &u16| Port {
             protocol: Protocol::Udp,
@@ -201,6 +202,7 @@ mod tests {
             timeouts: Timeouts::default(),
             health: Default::default(),
             vips: BTreeMap::new(),
+            aliases: Default::default(),
         }
     }
 

@@ -106,6 +106,7 @@ fn task(service: &'static str, number: u8) -> impl Strategy<Value = Option<Task>
             weight,
             state,
             networks: BTreeMap::new(),
+            aliases: Default::default(),
         }
     });
     prop::option::weighted(0.7, task)
@@ -127,6 +128,7 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
             timeouts: Timeouts { drain: Duration::from_secs(drain * 5), ..Timeouts::default() },
             health: Default::default(),
             vips: BTreeMap::new(),
+            aliases: Default::default(),
         },
     )
 }

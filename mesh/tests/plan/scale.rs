@@ -27,6 +27,7 @@ fn service(number: usize) -> Service {
         weight: 1,
         state: TaskState::Active,
         networks: BTreeMap::new(),
+        aliases: Default::default(),
     };
     let port = Port {
         protocol: Protocol::Tcp,
@@ -42,6 +43,7 @@ fn service(number: usize) -> Service {
         timeouts: Timeouts::default(),
         health: Default::default(),
         vips: BTreeMap::new(),
+        aliases: Default::default(),
     }
 }
 

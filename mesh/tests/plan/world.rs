@@ -211,6 +211,7 @@ fn service(line: &str) -> Service {
         timeouts: Timeouts::default(),
         health: Default::default(),
         vips: BTreeMap::new(),
+        aliases: Default::default(),
     };
     let mut mode = PublishMode::Ingress;
     for word in words {
@@ -238,6 +239,7 @@ fn add_task_word(service: &mut Service, word: &str) {
             weight: 1,
             state: TaskState::Active,
             networks: BTreeMap::new(),
+            aliases: Default::default(),
         });
         return;
     }

@@ -144,6 +144,7 @@ pub fn service(name: &str, vips: &[(&str, &str)], tasks: Vec<Task>) -> Service {
         timeouts: Timeouts::default(),
         health: Default::default(),
         vips: by_network,
+        aliases: Default::default(),
     }
 }
 
@@ -159,6 +160,7 @@ pub fn task(network: &str, last: u8, weight: u16, state: TaskState) -> Task {
         weight,
         state,
         networks: BTreeMap::from([(NetworkId::new(network), own)]),
+        aliases: Default::default(),
     }
 }
 

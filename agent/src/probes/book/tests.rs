@@ -23,6 +23,7 @@ fn web(health: Health) -> Service {
         weight: 1,
         state: TaskState::Active,
         networks: Default::default(),
+        aliases: Default::default(),
     };
     let port = Port {
         protocol: Protocol::Tcp,
@@ -38,6 +39,7 @@ fn web(health: Health) -> Service {
         timeouts: Default::default(),
         health,
         vips: Default::default(),
+        aliases: Default::default(),
     }
 }
 

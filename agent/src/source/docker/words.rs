@@ -129,7 +129,10 @@ impl Voices {
             timeouts: self.defaults,
         });
         let notes = merged.notes.into_iter().map(fault).collect();
-        Some((Desired { nodes: merged.nodes, services: merged.services }, notes))
+        Some((
+            Desired { nodes: merged.nodes, services: merged.services, networks: merged.networks },
+            notes,
+        ))
     }
 }
 

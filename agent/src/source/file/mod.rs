@@ -4,6 +4,7 @@ mod assemble;
 mod health;
 mod networks;
 mod pieces;
+mod pool;
 mod publish;
 mod reader;
 mod services;
