@@ -81,6 +81,12 @@ pub struct Ends {
 }
 
 impl Handler {
+    /// Answers from this until something else is swapped in.
+    pub fn new(directory: Directory, forwarder: Arc<Forwarder>, identity: Identity) -> Self {
+        let directory = ArcSwap::from_pointee(directory);
+        Self { directory, forwarder, counters: Counters::default(), identity }
+    }
+
     /// Answers `packet` into `into` if that takes nobody else.
     pub fn answer(&self, packet: &[u8], ends: Ends, now: Instant, into: &mut Vec<u8>) -> Outcome {
         let directory = self.directory.load();

@@ -235,7 +235,7 @@ fn two_hundred_tasks_are_answered_over_udp_as_far_as_they_fit_and_over_tcp_all()
 fn a_name_leads_to_a_connection_and_only_on_networks_that_are_shared() {
     let world = World::new();
     let vip: std::net::IpAddr = world.vip().parse().unwrap();
-    let probes = vec![Probe::new(How::Tcp, (vip, 80).into()); 4];
+    let probes = vec![Probe::new(How::Tcp, std::net::SocketAddr::new(vip, 80)); 4];
     let seen = world.blue.probe(&probes).unwrap();
     let answered: BTreeSet<_> = seen.iter().filter_map(|one| one.task.as_deref()).collect();
     assert_eq!(answered, ["web.1", "web.2"].into());

@@ -12,12 +12,11 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::{fs, sync::watch, task::spawn_blocking, time::interval};
 use tracing::{debug, info, warn};
 use weir_dns::{
-    Counters, Directory, Forwarder, Handler, Identity, Outside, Routes, Zone, ZoneSettings,
+    Directory, Forwarder, Handler, Identity, Outside, Routes, Zone, ZoneSettings,
     forward::servers_in, server::Server,
 };
 use weir_mesh::{MeshSnapshot, NodeName, Space};
@@ -82,15 +81,13 @@ impl Dns {
             allow: config.dns.allow.clone(),
             networks: config.dns.networks.clone(),
         };
-        let handler = Arc::new(Handler {
-            directory: ArcSwap::from_pointee(Directory::unready(settings.clone(), &outside)),
-            forwarder: Arc::new(Forwarder::new(config.dns.forward)),
-            counters: Counters::default(),
-            identity: Identity {
-                node: node.as_str().to_owned(),
-                version: concat!("weir ", env!("CARGO_PKG_VERSION")).to_owned(),
-            },
-        });
+        let identity = Identity {
+            node: node.as_str().to_owned(),
+            version: concat!("weir ", env!("CARGO_PKG_VERSION")).to_owned(),
+        };
+        let directory = Directory::unready(settings.clone(), &outside);
+        let forwarder = Arc::new(Forwarder::new(config.dns.forward));
+        let handler = Arc::new(Handler::new(directory, forwarder, identity));
         let server = Server::start(handler.clone(), config.dns.server)?;
         let places = Mutex::default();
         Ok(Self { config: config.dns.clone(), handler, server, node, settings, outside, places })

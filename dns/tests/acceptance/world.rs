@@ -6,13 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RData, Record, RecordType},
 };
 use weir_dns::{
-    Counters, Directory, Forwarder, Handler, Identity, Outcome, Outside, Routes, Transport, Zone,
+    Directory, Forwarder, Handler, Identity, Outcome, Outside, Routes, Transport, Zone,
     ZoneSettings,
     forward::{Route, Settings},
     handler::Ends,
@@ -246,12 +245,9 @@ impl World {
 }
 
 pub fn handler(settings: &ZoneSettings, outside: &Outside, forward: Settings) -> Handler {
-    Handler {
-        directory: ArcSwap::from_pointee(Directory::unready(settings.clone(), outside)),
-        forwarder: Arc::new(Forwarder::new(forward)),
-        counters: Counters::default(),
-        identity: Identity { node: "n1".to_owned(), version: "weir 0.1".to_owned() },
-    }
+    let directory = Directory::unready(settings.clone(), outside);
+    let identity = Identity { node: "n1".to_owned(), version: "weir 0.1".to_owned() };
+    Handler::new(directory, Arc::new(Forwarder::new(forward)), identity)
 }
 
 /// A question with RD, without EDNS.
