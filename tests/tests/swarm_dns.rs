@@ -1,8 +1,6 @@
 //! Names on a real Swarm: asked from the namespaces of containers, directly and through Docker's own
 //! resolver, with weir deployed as a user deploys it.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
-
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;

@@ -52,6 +52,9 @@ pub struct Inputs {
     pub programming: Histogram,
 }
 
+/// What a source sees of this node's containers, once it has said so.
+type Spaces = Option<Arc<Vec<Space>>>;
+
 /// Interfaces are looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -101,7 +104,7 @@ impl Dns {
     /// Answers from every new snapshot, as soon as the kernel is told of it.
     async fn follow(self: Arc<Self>, mut inputs: Inputs) {
         let mut zone: Option<Arc<Zone>> = None;
-        let mut last: Option<(Arc<MeshSnapshot>, Option<Arc<Vec<Space>>>)> = None;
+        let mut last: Option<(Arc<MeshSnapshot>, Spaces)> = None;
         loop {
             let View { snapshot, noticed, .. } = inputs.view.borrow_and_update().clone();
             let docker = inputs.docker.as_mut().map(watch::Receiver::borrow_and_update);
@@ -138,7 +141,7 @@ impl Dns {
     async fn publish(
         self: Arc<Self>,
         snapshot: Arc<MeshSnapshot>,
-        spaces: Option<Arc<Vec<Space>>>,
+        spaces: Spaces,
         zone: Option<Arc<Zone>>,
     ) -> Option<Arc<Zone>> {
         let built = spawn_blocking(move || {

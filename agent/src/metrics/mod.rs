@@ -17,12 +17,14 @@ use crate::{
     observe::{LinkMoment, Observation},
 };
 
+type Labels = Vec<(&'static str, &'static str)>;
+
 /// Metrics that live as long as the agent.
 pub struct Metrics {
     registry: Registry,
     /// From a change being noticed to its being in place, by stage.
-    programming: Family<Vec<(&'static str, &'static str)>, Histogram, fn() -> Histogram>,
-    reloads: Family<Vec<(&'static str, &'static str)>, Counter>,
+    programming: Family<Labels, Histogram, fn() -> Histogram>,
+    reloads: Family<Labels, Counter>,
 }
 
 impl Metrics {

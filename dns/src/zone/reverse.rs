@@ -37,14 +37,13 @@ pub fn address_in(name: &Asked) -> Option<RangeInclusive<IpAddr>> {
         if labels > bytes.len() {
             return None;
         }
-        for at in 0..labels {
+        for (at, byte) in bytes.iter_mut().enumerate().take(labels) {
             let label = std::str::from_utf8(name.label(labels - 1 - at)).ok()?;
-            let byte: u8 = label.parse().ok()?;
+            *byte = label.parse().ok()?;
             // `010` and `+1` are no bytes here.
             if byte.to_string() != label {
                 return None;
             }
-            bytes[at] = byte;
         }
         let first = u32::from_be_bytes(bytes);
         let last = first | u32::MAX.checked_shr(8 * labels as u32).unwrap_or(0);
