@@ -13,7 +13,7 @@ use weir_loader::Check;
 
 use crate::{
     config::{Config, Mode, Overrides, SourceConfig},
-    farewell, hosts,
+    dns, farewell, hosts,
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -99,6 +99,12 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         findings: findings.clone(),
     };
     tokio::spawn(splitter.run(view.clone()));
+    let followed = dns::Inputs {
+        view: view.clone(),
+        docker: docker.clone(),
+        programming: metrics.programming("dns"),
+    };
+    let dns = dns::start(&config, followed).context("cannot start the DNS server's threads")?;
     if let Some(words) = &docker {
         tokio::spawn(swarm::pass_spaces(words.clone(), reconciler.clone()));
     }
@@ -116,7 +122,8 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         Planes { main: reconciler.clone(), beside },
         opened,
         link,
-    );
+    )
+    .with_dns(dns);
     doors.serve(Routes { observer, metrics: metrics.clone() });
 
     let already = opening.await.context("the reconciler's thread ended early")??;
@@ -243,7 +250,7 @@ fn reconciler_settings(config: &Config, metrics: &Metrics) -> reconciler::Settin
         // The file is the only source.
         sees_containers: matches!(config.source, SourceConfig::Docker(_)),
         listeners: ListenerTable::new(config.node.addresses.clone()),
-        programming: metrics.programming.clone(),
+        programming: metrics.programming("kernel"),
     }
 }
 

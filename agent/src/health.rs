@@ -40,7 +40,9 @@ pub struct Subsystem {
 pub fn subsystems(now: &Observation) -> Vec<Subsystem> {
     let mut all = vec![source(now)];
     all.extend(link(now));
-    all.extend([dataplane(now), hooks(now), reconciler(now), mesh(now)]);
+    all.extend([dataplane(now), hooks(now), reconciler(now)]);
+    all.extend(dns(now));
+    all.push(mesh(now));
     all
 }
 
@@ -237,6 +239,57 @@ fn reconciler(now: &Observation) -> Subsystem {
         }
         (Some(_), None) => Subsystem::new(name, Condition::Degraded, "there is no snapshot"),
     }
+}
+
+/// Clients that come in by published ports do not need it.
+fn dns(now: &Observation) -> Option<Subsystem> {
+    let name = "dns";
+    let dns = now.dns.as_ref()?;
+    let view = dns.view();
+    let degraded = |reason: String, hint: &str| {
+        Some(Subsystem::new(name, Condition::Degraded, reason).hint(hint))
+    };
+    let failed = view.listen.iter().find_map(|(at, failure)| Some((at, failure.as_ref()?)));
+    let listening: Vec<String> = view
+        .listen
+        .iter()
+        .filter(|(_, failure)| failure.is_none())
+        .map(|(address, _)| address.to_string())
+        .collect();
+    if dns.config.wanted {
+        if let Some((address, failure)) = failed {
+            let reason = format!("cannot listen at {address}: {failure}");
+            return degraded(
+                reason,
+                "it is tried again; change dns.listen, or end who has the port",
+            );
+        }
+        if !view.missing.is_empty() {
+            let reason = format!("nothing to listen at: {}", view.missing.join(", "));
+            return degraded(reason, "it is listened there as soon as there is an address");
+        }
+    }
+    if let Some(network) = dns.handler.directory.load().missing.first() {
+        let reason = format!("dns.networks names \"{network}\", which is no network");
+        return degraded(reason, "weir dns records shows what there is");
+    }
+    let upstreams = dns.upstreams().upstreams;
+    if !upstreams.is_empty() && upstreams.iter().all(|upstream| !upstream.up) {
+        let trouble = upstreams.iter().find_map(|upstream| upstream.trouble.clone());
+        let reason = format!("no server answers for other names: {}", trouble.unwrap_or_default());
+        return degraded(reason, "names of services are answered all the same");
+    }
+    let at = match (listening.as_slice(), view.missing.as_slice(), failed) {
+        ([], [missing, ..], _) => format!("waits for {missing}"),
+        ([], [], Some((address, failure))) => format!("not at {address}: {failure}"),
+        ([], [], None) => "about to listen".to_owned(),
+        (addresses, ..) => format!("at {}", addresses.join(", ")),
+    };
+    let names = match view.generation {
+        Some(generation) => format!("{} names (generation {generation})", view.names),
+        None => "no names yet".to_owned(),
+    };
+    Some(Subsystem::new(name, Condition::Ok, format!("{at}; {names}")))
 }
 
 fn mesh(now: &Observation) -> Subsystem {

@@ -98,7 +98,8 @@ fn default_route_source() -> Option<IpAddr> {
     })
 }
 
-fn interfaces() -> Vec<(String, IpAddr)> {
+/// The host's interfaces with their addresses.
+pub fn interfaces() -> Vec<(String, IpAddr)> {
     let Ok(addresses) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     addresses
         .filter_map(|entry| {

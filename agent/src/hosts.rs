@@ -194,6 +194,7 @@ fn say(service: &ServiceName, task: &Task, reason: Option<&str>) -> ReportedTask
         },
         labels: reason.map(|reason| (REASON.to_owned(), cut(reason))).into_iter().collect(),
         networks: BTreeMap::new(),
+        aliases: BTreeMap::new(),
         ports: Vec::new(),
         // What follows from it is said instead: `life`, and why.
         verdict: None,
@@ -276,6 +277,7 @@ mod tests {
                 life,
                 labels: labels.into(),
                 networks: BTreeMap::new(),
+                aliases: BTreeMap::new(),
                 ports: Vec::new(),
                 verdict: None,
             })
@@ -294,26 +296,10 @@ mod tests {
     /// `web.1` on n1, `web.2` on n2, `web.3` on n3.
     fn web() -> Service {
         let task = |number: u8| Task {
-            name: TaskName::new(format!("web.{number}")),
-            node: NodeName::new(format!("n{number}")),
             ipv4: Some([172, 18, 0, number].into()),
-            ipv6: None,
-            weight: 1,
-            state: TaskState::Active,
-            networks: BTreeMap::new(),
-            verdict: None,
+            ..Task::new(TaskName::new(format!("web.{number}")), NodeName::new(format!("n{number}")))
         };
-        Service {
-            access: Default::default(),
-            locality: Default::default(),
-            name: ServiceName::new("web"),
-            balance: Default::default(),
-            ports: Vec::new(),
-            tasks: (1..=3).map(task).collect(),
-            timeouts: Default::default(),
-            health: Default::default(),
-            vips: BTreeMap::new(),
-        }
+        Service { tasks: (1..=3).map(task).collect(), ..Service::new(ServiceName::new("web")) }
     }
 
     fn out(others: &Others, own: &str) -> Vec<String> {

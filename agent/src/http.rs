@@ -31,7 +31,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{api, health, metrics::Metrics, observe::Observer};
+use crate::{api, dns::view::QueryView, health, metrics::Metrics, observe::Observer};
 
 /// What the routes answer from.
 pub struct Routes {
@@ -106,7 +106,7 @@ impl Routes {
                 Ok((stream, _)) => {
                     let routes = self.clone();
                     tokio::spawn(async move {
-                        routes.connection(stream).await;
+                        routes.connection(stream, Door::Port).await;
                         drop(permit);
                     });
                 }
@@ -126,12 +126,12 @@ impl Routes {
     }
 
     async fn connection_of(self: Arc<Self>, stream: tokio::net::UnixStream) {
-        self.connection(stream).await;
+        self.connection(stream, Door::Socket).await;
     }
 
-    async fn connection(self: &Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    async fn connection(self: &Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin, door: Door) {
         let answer = service_fn(|request: Request<Incoming>| async move {
-            Ok::<_, Infallible>(self.answer(&request).await)
+            Ok::<_, Infallible>(self.answer(&request, door).await)
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -142,7 +142,7 @@ impl Routes {
         }
     }
 
-    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, request: &Request<B>, door: Door) -> Response<Full<Bytes>> {
         let (method, uri) = (request.method(), request.uri());
         if method != Method::GET && method != Method::HEAD {
             let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "read-only: use GET");
@@ -165,10 +165,44 @@ impl Routes {
                 Ok(dump) => json(&api::StateDump { dump }),
                 Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error),
             },
+            path if path.starts_with(DNS) => {
+                self.dns(&path[DNS.len()..], uri.query().unwrap_or_default(), door).await
+            }
             "/" if !page::wanted(request.headers()) => text(StatusCode::OK, INDEX.into()),
             path => page::file(path).unwrap_or_else(|| {
                 failure(StatusCode::NOT_FOUND, "no such path; / lists what there is")
             }),
+        }
+    }
+
+    async fn dns(&self, path: &str, query: &str, door: Door) -> Response<Full<Bytes>> {
+        let Some(dns) = self.observer.dns() else {
+            let problem = "there is no DNS server; set dns.listen";
+            return failure(StatusCode::SERVICE_UNAVAILABLE, problem);
+        };
+        match path {
+            "" => json(&dns.view()),
+            "/records" => json(&dns.records()),
+            "/cache" => json(&dns.cache()),
+            "/upstreams" => json(&dns.upstreams()),
+            // Whoever may only read does not make us ask others.
+            "/query" if door == Door::Port => {
+                failure(StatusCode::FORBIDDEN, "ask over the admin socket: weir dns query")
+            }
+            "/query" => {
+                let kind = value_in(query, "type").unwrap_or("A");
+                let from = match value_in(query, "from").map(str::parse) {
+                    Some(Ok(from)) => Some(from),
+                    Some(Err(_)) => return failure(StatusCode::BAD_REQUEST, "from= no IP address"),
+                    None => None,
+                };
+                let name = value_in(query, "name").unwrap_or_default();
+                match weir_dns::inspect::ask(&dns.handler, name, kind, from).await {
+                    Ok(said) => json(&QueryView::from(said)),
+                    Err(unasked) => failure(StatusCode::BAD_REQUEST, &unasked.to_string()),
+                }
+            }
+            _ => failure(StatusCode::NOT_FOUND, "no such path; / lists what there is"),
         }
     }
 
@@ -207,11 +241,29 @@ const INDEX: &str = "weir agent\n\
     /api/v1/status    JSON, as are the following\n\
     /api/v1/services  ?name=NAME for one\n\
     /api/v1/nodes\n\
-    /api/v1/state\n";
+    /api/v1/state\n\
+    /api/v1/dns       also /records, /cache, /upstreams\n";
+
+/// Below this is what concerns the DNS server.
+const DNS: &str = "/api/v1/dns";
+
+/// By which way somebody asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// The port for metrics and health.
+    Port,
+    /// The admin socket.
+    Socket,
+}
 
 /// The `name=` of a query. Names of services need no escapes.
 fn name_in(query: &str) -> Option<&str> {
-    query.split('&').find_map(|part| part.strip_prefix("name="))
+    value_in(query, "name")
+}
+
+fn value_in<'q>(query: &'q str, key: &str) -> Option<&'q str> {
+    let mut parts = query.split('&').filter_map(|part| part.split_once('='));
+    parts.find(|(found, _)| *found == key).map(|(_, value)| value)
 }
 
 /// Out of file descriptors, most likely; trying again at once would only spin.

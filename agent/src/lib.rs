@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod diff;
+pub mod dns;
 pub mod document;
 pub mod farewell;
 pub mod health;

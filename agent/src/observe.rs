@@ -15,6 +15,7 @@ use weir_mesh::NodeName;
 
 use crate::{
     config::Config,
+    dns::Dns,
     link::status::{Counters, LinkStatus},
     plane::beside::Beside,
     probes::LocalHealth,
@@ -53,10 +54,11 @@ pub struct Observer {
     started: Instant,
     opened: watch::Receiver<bool>,
     link: LateLink,
+    dns: Option<Arc<Dns>>,
 }
 
 /// One moment.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Observation {
     /// How the agent is configured.
     pub config: Arc<Config>,
@@ -76,6 +78,8 @@ pub struct Observation {
     pub opened: bool,
     /// The cluster link, where there is one.
     pub link: Option<LinkMoment>,
+    /// The DNS server, where there is one.
+    pub dns: Option<Arc<Dns>>,
 }
 
 /// The cluster link at one moment.
@@ -114,7 +118,27 @@ impl Observer {
         let mut long_ago = StatsReport::empty();
         long_ago.read = long_ago.read.checked_sub(FRESH).unwrap_or(long_ago.read);
         let stats = Mutex::new(Arc::new(long_ago));
-        Self { config, source, judged, planes, stats, started: Instant::now(), opened, link }
+        Self {
+            config,
+            source,
+            judged,
+            planes,
+            stats,
+            started: Instant::now(),
+            opened,
+            link,
+            dns: None,
+        }
+    }
+
+    /// The DNS server as well, if there is one.
+    pub fn with_dns(self, dns: Option<Arc<Dns>>) -> Self {
+        Self { dns, ..self }
+    }
+
+    /// The DNS server, if there is one.
+    pub fn dns(&self) -> Option<&Arc<Dns>> {
+        self.dns.as_ref()
     }
 
     /// This moment, with counters as they were last read.
@@ -162,6 +186,7 @@ impl Observer {
                 status: link.status(),
                 counters: link.counters().clone(),
             }),
+            dns: self.dns.clone(),
         }
     }
 }

@@ -92,7 +92,8 @@ impl SnapshotWriter {
         let declared = &self.declared;
         let unchanged = desired.here == declared.here
             && desired.nodes == declared.nodes
-            && desired.services == declared.services;
+            && desired.services == declared.services
+            && desired.networks == declared.networks;
         let (begun, stale) = self.stands();
         if unchanged && begun && !stale {
             return;
@@ -103,6 +104,7 @@ impl SnapshotWriter {
             here: desired.here.clone(),
             nodes: desired.nodes.clone(),
             services: desired.services.clone(),
+            networks: desired.networks.clone(),
         });
         self.restored = None;
         self.publish(judge, false, noticed);
@@ -133,16 +135,18 @@ impl SnapshotWriter {
     }
 
     fn publish(&mut self, judge: &Judge, stale: bool, noticed: Instant) {
-        let MeshSnapshot { here, nodes, .. } = &*self.declared;
+        let MeshSnapshot { here, nodes, networks, .. } = &*self.declared;
         let services = judge.overlaid();
-        let unchanged =
-            *here == self.last.here && *nodes == self.last.nodes && services == self.last.services;
+        let unchanged = *here == self.last.here
+            && *nodes == self.last.nodes
+            && services == self.last.services
+            && *networks == self.last.networks;
         let generation = match unchanged && self.last.generation > Generation(0) {
             true => self.last.generation,
             false => Generation(self.last.generation.0 + 1),
         };
-        let (here, nodes) = (here.clone(), nodes.clone());
-        let snapshot = MeshSnapshot { generation, here, nodes, services };
+        let (here, nodes, networks) = (here.clone(), nodes.clone(), networks.clone());
+        let snapshot = MeshSnapshot { generation, here, nodes, services, networks };
         let count = snapshot.services.len();
         let changes = diff::summary(&self.last, &snapshot);
         if !changes.is_empty() {

@@ -1,5 +1,6 @@
 //! What the benches share. Method and results are in `bench/README.md`.
 
+pub mod dns;
 pub mod link;
 pub mod machine;
 pub mod peers;

@@ -44,6 +44,11 @@ impl Ident {
         Self::hash(b'w', &[network.as_str()])
     }
 
+    /// The place of a service in the pool of virtual addresses of a network.
+    pub fn of_vip(service: &ServiceName, network: &NetworkId) -> Self {
+        Self::hash(b'v', &[service.as_str(), network.as_str()])
+    }
+
     fn hash(kind: u8, names: &[&str]) -> Self {
         let mut hasher = SipHasher24::new_with_keys(0x7765_6972_2d69_6465, 0x6e74_6974_792d_7631);
         hasher.write_u8(kind);

@@ -28,7 +28,8 @@ pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
 pub use proxied::Proxied;
 pub use service::{
-    Balance, Locality, NetworkId, Node, NodeName, Port, Protocol, PublishMode, PublishedPort,
-    Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState, Timeouts,
+    Balance, Locality, Network, NetworkId, Node, NodeName, Port, Protocol, PublishMode,
+    PublishedPort, Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState,
+    Timeouts,
 };
 pub use snapshot::{Generation, MeshSnapshot};

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -231,6 +232,9 @@ pub struct Task {
     /// about its own tasks is not here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
+    /// What it is called on its networks besides its name: its host name and the like.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<NetworkId, Vec<String>>,
 }
 
 /// How long the data plane remembers a flow that is silent, by what it last saw of it.
@@ -282,6 +286,19 @@ pub struct Service {
     /// family there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vips: BTreeMap<NetworkId, Vec<IpAddr>>,
+    /// What it is called on its networks besides its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<NetworkId, Vec<String>>,
+}
+
+/// A network, as far as names and addresses on it are concerned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// What people call it; not always unique.
+    pub name: String,
+    /// The addresses on it: nobody outside of the mesh has one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<IpNet>,
 }
 
 /// A host that runs a weir agent.
@@ -310,6 +327,9 @@ pub struct Space {
     pub at: SpaceAt,
     /// The networks.
     pub networks: BTreeSet<NetworkId>,
+    /// The addresses from which its processes ask for names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Where a network namespace is found on its node.
@@ -482,6 +502,7 @@ impl Service {
             timeouts: Timeouts::default(),
             health: Health::default(),
             vips: BTreeMap::new(),
+            aliases: BTreeMap::new(),
         }
     }
 }
@@ -511,6 +532,7 @@ impl Task {
             state: TaskState::Active,
             networks: BTreeMap::new(),
             verdict: None,
+            aliases: BTreeMap::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{SnapshotError, unknown_node};
 
-use crate::service::{Node, NodeName, Service, ServiceName};
+use crate::service::{Network, NetworkId, Node, NodeName, Service, ServiceName};
 
 /// Counts the snapshots of one agent, upwards. It appears in every log line, metric and API answer
 /// that speaks of mesh state.
@@ -34,6 +34,9 @@ pub struct MeshSnapshot {
     /// small change of a large mesh is small for every consumer.
     #[serde(with = "shared")]
     pub services: BTreeMap<ServiceName, Arc<Service>>,
+    /// The networks on which services have names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<NetworkId, Network>,
 }
 
 impl std::fmt::Display for Generation {

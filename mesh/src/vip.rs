@@ -10,6 +10,7 @@
 
 mod installed;
 mod planner;
+mod pool;
 mod wanted;
 
 use std::{
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 pub use installed::{InstalledVips, Violation, VipOp};
 pub use planner::{VipPlan, VipPlanner};
+pub use pool::{PoolFull, allocate};
 
 use crate::{
     ident::Ident,

@@ -17,6 +17,8 @@ pub struct Mesh {
     path: PathBuf,
     #[serde(rename = "node")]
     nodes: Vec<Node>,
+    #[serde(rename = "network", skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<NetworkEntry>,
     #[serde(rename = "service")]
     services: Vec<Service>,
 }
@@ -35,6 +37,15 @@ struct Node {
 struct SpaceEntry {
     path: PathBuf,
     networks: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    address: Vec<IpAddr>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct NetworkEntry {
+    name: String,
+    subnets: Vec<String>,
+    vips: Vec<String>,
 }
 
 /// One service: published ports, and tasks.
@@ -112,7 +123,7 @@ impl Mesh {
             Node { name, address, networks, spaces }
         };
         let nodes = nodes.map(node).collect();
-        Self { path, nodes, services: Vec::new() }
+        Self { path, nodes, networks: Vec::new(), services: Vec::new() }
     }
 
     /// The service of this name, made when it is new.
@@ -148,8 +159,30 @@ impl Mesh {
     /// # Panics
     /// When there is no such node: a mistake in the test.
     pub fn attach_space(&mut self, node: &str, path: &Path, networks: &[&str]) {
+        self.attach_space_at(node, path, networks, &[]);
+    }
+
+    /// The same for one that asks for names from these addresses.
+    ///
+    /// # Panics
+    /// When there is no such node: a mistake in the test.
+    pub fn attach_space_at(
+        &mut self,
+        node: &str,
+        path: &Path,
+        networks: &[&str],
+        addresses: &[IpAddr],
+    ) {
         let networks = networks.iter().map(|name| (*name).to_owned()).collect();
-        self.node(node).spaces.push(SpaceEntry { path: path.to_owned(), networks });
+        let (path, address) = (path.to_owned(), addresses.to_vec());
+        self.node(node).spaces.push(SpaceEntry { path, networks, address });
+    }
+
+    /// A network with its subnets, and a pool for virtual addresses.
+    pub fn network(&mut self, name: &str, subnets: &[&str], vips: &[&str]) {
+        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        let (name, subnets, vips) = (name.to_owned(), texts(subnets), texts(vips));
+        self.networks.push(NetworkEntry { name, subnets, vips });
     }
 
     fn node(&mut self, name: &str) -> &mut Node {

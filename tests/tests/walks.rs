@@ -434,7 +434,7 @@ fn k_one_client_port_through_two_addresses_to_one_task(plane: Plane) {
 /// number or timestamp. Both begin anew for each address that a client talks to.
 #[test]
 fn k_one_client_port_through_another_node_right_after_its_connection_ended() {
-    let scene = scene();
+    let scene = scene(Plane::Ebpf);
     let client = scene.lab.client("c1");
     let hosts = ["n1", "n2"].map(|name| scene.lab.host(name));
     let mut cases = Cases::default();

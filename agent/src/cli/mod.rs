@@ -4,6 +4,7 @@ mod ca;
 mod check;
 mod client;
 mod config_check;
+mod dns;
 mod lifecycle;
 mod show;
 mod table;
@@ -76,6 +77,9 @@ enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Look at the DNS server of this node
+    #[command(subcommand)]
+    Dns(dns::DnsCommand),
     /// Look at the state of the kernel
     #[command(subcommand)]
     State(StateCommand),
@@ -167,6 +171,7 @@ impl Cli {
                 config_check::file(&file, kind, &output)
             }
             Command::Uninstall { config, output } => lifecycle::uninstall(&config, &output),
+            Command::Dns(command) => dns::run(command),
             Command::State(StateCommand::Dump(agent)) => show::dump(&agent),
             Command::Version(output) => show::version(&output),
         };

@@ -3,12 +3,14 @@
 //! Two steps. [`Settings::read`] checks what was written and needs no host, which is what `weir
 //! config check` does; [`Settings::resolve`] fills in what nobody wrote from what the host says.
 
+mod dns;
 mod keys;
 mod link;
 mod proxy;
 mod read;
 mod resolve;
 
+pub use dns::{DnsConfig, DnsSettings, ListenAt};
 pub use keys::{KEYS, Key, Kind, Overrides};
 pub use link::{LinkConfig, LinkSettings};
 pub use proxy::{ProxyConfig, ProxySettings};
@@ -57,6 +59,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// The cluster link.
     pub link: LinkConfig,
+    /// The DNS server.
+    pub dns: DnsConfig,
     /// Where the desired state comes from.
     pub source: SourceConfig,
     /// Where the last good snapshot is kept.

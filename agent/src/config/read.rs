@@ -11,7 +11,9 @@ use tracing_subscriber::EnvFilter;
 use weir_loader::AttachMode;
 use weir_mesh::Timeouts;
 
-use super::{KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides, ProxySettings};
+use super::{
+    DnsSettings, KEYS, LinkSettings, LogFormat, Mode, OnPortConflict, Overrides, ProxySettings,
+};
 use crate::document::{Fault, Findings, Table, Value, parse_piece};
 
 /// What was written, checked key by key; `None` where nothing was written.
@@ -32,6 +34,7 @@ pub struct Settings {
     pub tunnel_port: Option<u16>,
     pub tunnel_device: Option<String>,
     pub link: LinkSettings,
+    pub dns: DnsSettings,
     pub http: Option<Option<SocketAddr>>,
     pub socket: Option<PathBuf>,
     pub docker_socket: Option<PathBuf>,
@@ -143,6 +146,7 @@ impl<'t, 'i> Reader<'t, 'i> {
             tunnel_device: self.get("tunnel.device").and_then(interface),
             link: LinkSettings::read(|path| self.get(path)),
             proxy: ProxySettings::read(|path| self.get(path)),
+            dns: DnsSettings::read(|path| self.get(path)),
             http: self.get("http.listen").and_then(listen),
             socket: self.get("socket.path").and_then(absolute_path),
             docker_socket: self.docker_socket(),

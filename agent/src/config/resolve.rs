@@ -125,6 +125,7 @@ impl Settings {
     fn config(self, node: NodeConfig, dataplane: DataplaneConfig, link: LinkConfig) -> Config {
         let seconds = Duration::from_secs;
         let source = self.source();
+        let dns = self.dns.resolve(matches!(source, SourceConfig::Docker(_)));
         let everywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 9950);
         Config {
             node,
@@ -133,6 +134,7 @@ impl Settings {
             link,
             http: self.http.unwrap_or(Some(everywhere)),
             socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            dns,
             source,
             proxy: self.proxy.resolve(),
             state: self.state.unwrap_or_else(|| default_state(&dataplane.pin)),

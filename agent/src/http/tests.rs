@@ -59,7 +59,7 @@ impl Agent {
             on_port_conflict: config.dataplane.on_port_conflict,
             sees_containers: false,
             listeners: ListenerTable::new(Vec::new()),
-            programming: metrics.programming.clone(),
+            programming: metrics.programming("kernel"),
         };
         let Started { opening, handle: reconciler, .. } =
             spawn_with(|| Ok(Fake::default()), settings).unwrap();

@@ -12,30 +12,30 @@ use prometheus_client::{
 
 use self::scrape::Scrape;
 use crate::{
+    dns::metrics::DnsMetrics,
     link::metrics::LinkMetrics,
     observe::{LinkMoment, Observation},
 };
 
+type Labels = Vec<(&'static str, &'static str)>;
+
 /// Metrics that live as long as the agent.
 pub struct Metrics {
     registry: Registry,
-    /// From a change being noticed to the kernel holding it.
-    pub programming: Histogram,
-    reloads: Family<Vec<(&'static str, &'static str)>, Counter>,
+    /// From a change being noticed to its being in place, by stage.
+    programming: Family<Labels, Histogram, fn() -> Histogram>,
+    reloads: Family<Labels, Counter>,
 }
 
 impl Metrics {
     /// Nothing counted yet.
     pub fn new() -> Self {
-        let buckets =
-            [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
-        let programming = Histogram::new(buckets);
+        let programming = Family::new_with_constructor(stage as fn() -> Histogram);
         let reloads = Family::default();
         let mut registry = Registry::with_prefix("weir");
-        let kernel = registry.sub_registry_with_label(("stage".into(), "kernel".into()));
-        kernel.register_with_unit(
+        registry.register_with_unit(
             "programming_duration",
-            "From a change of the desired state being noticed to the data plane holding it",
+            "From a change of the desired state being noticed to its being in place",
             Unit::Seconds,
             programming.clone(),
         );
@@ -46,6 +46,11 @@ impl Metrics {
             drop(metrics.reloads.get_or_create(&vec![("result", result)]));
         }
         metrics
+    }
+
+    /// How long it takes until a change is in place: in the kernel, in the answers of the DNS server.
+    pub fn programming(&self, stage: &'static str) -> Histogram {
+        self.programming.get_or_create(&vec![("stage", stage)]).clone()
     }
 
     /// Counts a reload that was asked for.
@@ -59,6 +64,9 @@ impl Metrics {
         if let Some(LinkMoment { status, counters }) = now.link.clone() {
             moment.register_collector(Box::new(LinkMetrics { status, counters }));
         }
+        if let Some(dns) = now.dns.clone() {
+            moment.register_collector(Box::new(DnsMetrics(dns)));
+        }
         moment.register_collector(Box::new(Scrape::new(now)));
         let mut text = String::new();
         text::encode_registry(&mut text, &self.registry)?;
@@ -66,6 +74,13 @@ impl Metrics {
         text::encode_eof(&mut text)?;
         Ok(text)
     }
+}
+
+/// Bounds from what the kernel takes to what a busy Swarm takes.
+fn stage() -> Histogram {
+    Histogram::new([
+        0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+    ])
 }
 
 impl Default for Metrics {

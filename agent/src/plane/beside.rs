@@ -186,7 +186,9 @@ fn part(snapshot: &MeshSnapshot, known: &BTreeSet<ServiceName>) -> Arc<MeshSnaps
     let services = snapshot.services.iter().filter(|(name, _)| known.contains(*name));
     Arc::new(MeshSnapshot {
         generation: snapshot.generation,
+        here: snapshot.here.clone(),
         nodes: snapshot.nodes.clone(),
+        networks: snapshot.networks.clone(),
         services: services.map(|(name, service)| (name.clone(), service.clone())).collect(),
     })
 }

@@ -9,7 +9,7 @@ use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, Stats};
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
     install::{BackendIndex, Frontend, Via},
-    vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
+    vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 
 use super::{Chosen, UserPlane};
@@ -84,6 +84,10 @@ impl Kernel for Plane {
 
     fn apply_vip(&mut self, op: &VipOp) -> Result<(), Error> {
         self.get_mut().apply_vip(op)
+    }
+
+    fn vip_connections(&self) -> Result<BTreeMap<VipKey, u64>, Error> {
+        self.get().vip_connections()
     }
 
     fn serves_vips(&self) -> bool {

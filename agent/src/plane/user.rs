@@ -12,7 +12,7 @@ use weir_loader::{Answers, Attachments, Counters, Dataplane, Error, FlowCensus, 
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
     install::{BackendIndex, Frontend, Via},
-    vip::{InstalledVips, SpaceCookie, VipLimits, VipOp},
+    vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 use weir_proxy::{Counted, Proxy, Settings};
 
@@ -110,6 +110,10 @@ impl Kernel for UserPlane {
 
     fn installed_vips(&self) -> Result<InstalledVips, Error> {
         Ok(self.vips.clone())
+    }
+
+    fn vip_connections(&self) -> Result<BTreeMap<VipKey, u64>, Error> {
+        Ok(BTreeMap::new())
     }
 
     fn serves_vips(&self) -> bool {

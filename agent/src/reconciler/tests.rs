@@ -285,8 +285,11 @@ fn with_vip(generation: u64, files: &[&str]) -> MeshSnapshot {
     for (task, last) in web.tasks.iter_mut().zip(11_u8..) {
         task.networks.insert(blue.clone(), vec![[10, 0, 9, last].into()]);
     }
-    let space =
-        |path: &&str| Space { at: SpaceAt::File(path.into()), networks: [blue.clone()].into() };
+    let space = |path: &&str| Space {
+        at: SpaceAt::File(path.into()),
+        networks: [blue.clone()].into(),
+        addresses: Vec::new(),
+    };
     let node = snapshot.nodes.get_mut(&NodeName::new("n1")).unwrap();
     node.spaces = files.iter().map(space).collect();
     snapshot.services = [(web.name.clone(), web.into())].into();

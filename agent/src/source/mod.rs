@@ -6,7 +6,7 @@ pub mod file;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use weir_mesh::{Node, NodeName, Service, ServiceName};
+use weir_mesh::{Network, NetworkId, Node, NodeName, Service, ServiceName};
 
 use crate::document::Fault;
 
@@ -19,6 +19,8 @@ pub struct Desired {
     pub nodes: BTreeMap<NodeName, Node>,
     /// The services by name, shared with the state before where they did not change.
     pub services: BTreeMap<ServiceName, Arc<Service>>,
+    /// The networks on which services have names.
+    pub networks: BTreeMap<NetworkId, Network>,
 }
 
 /// What a source last said.

@@ -44,6 +44,7 @@ impl Size {
             networks: BTreeMap::new(),
             ports: Vec::new(),
             verdict: None,
+            aliases: BTreeMap::new(),
         };
         Arc::new(Report {
             node: ReportedNode { hostname: format!("host-{at}"), address: address(at).into() },

@@ -13,7 +13,7 @@ use super::{
     publish,
     tasks::{self, Placed},
 };
-use crate::service::{NetworkId, Node, NodeName, Service, ServiceName, Task, Timeouts};
+use crate::service::{Network, NetworkId, Node, NodeName, Service, ServiceName, Task, Timeouts};
 
 /// Everything that is known, and how current it is.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,8 @@ pub struct Merged {
     pub nodes: BTreeMap<NodeName, Node>,
     /// The services by name.
     pub services: BTreeMap<ServiceName, Arc<Service>>,
+    /// The networks on which services have names.
+    pub networks: BTreeMap<NetworkId, Network>,
     /// What Swarm's nodes are called in the mesh.
     pub names: BTreeMap<NodeId, NodeName>,
     /// What is not as it was asked for.
@@ -63,7 +65,18 @@ pub fn merge(words: &Words<'_>) -> Merged {
         services.extend(new.into_iter().map(|(name, service)| (name, Arc::new(service))));
     }
     publish::settle_conflicts(&mut services, &mut notes);
-    Merged { nodes, services, names, notes }
+    Merged { nodes, services, networks: networks(words), names, notes }
+}
+
+/// The networks that Swarm declares, but for the one that carries Docker's own mesh.
+fn networks(words: &Words<'_>) -> BTreeMap<NetworkId, Network> {
+    let declared = words.declared.into_iter().flat_map(|declared| &declared.networks);
+    let own = declared.filter(|(_, network)| !network.ingress);
+    own.map(|(id, network)| {
+        let subnets = network.subnets.iter().filter_map(|subnet| subnet.parse().ok()).collect();
+        (id.clone(), Network { name: network.name.clone(), subnets })
+    })
+    .collect()
 }
 
 /// A service with everything that is said of it.
@@ -157,7 +170,8 @@ impl Draft<'_> {
             }
         }
         let vips = if served { self.vips(words) } else { BTreeMap::new() };
-        let whole = Service { vips, ..service(name.clone(), ports, tasks) };
+        let aliases = self.aliases();
+        let whole = Service { vips, aliases, ..service(name.clone(), ports, tasks) };
         services.push((name.clone(), whole));
         services
     }
@@ -174,6 +188,12 @@ impl Draft<'_> {
         let ingress = |id| networks.and_then(|all| all.get(id)).is_some_and(|one| one.ingress);
         let declared = self.declared.into_iter().flat_map(|service| &service.vips);
         declared.filter(|(id, _)| !ingress(*id)).map(|(id, ip)| (id.clone(), vec![*ip])).collect()
+    }
+
+    fn aliases(&self) -> BTreeMap<NetworkId, Vec<String>> {
+        let declared = self.declared.into_iter().flat_map(|service| &service.networks);
+        let some = declared.filter(|(_, aliases)| !aliases.is_empty());
+        some.map(|(id, aliases)| (id.clone(), aliases.clone())).collect()
     }
 
     fn service_wishes(&self, name: &ServiceName, notes: &mut BTreeSet<Note>) -> Wishes {

@@ -51,6 +51,9 @@ pub struct ReportedTask {
     pub labels: Labels,
     /// Its addresses by network.
     pub networks: BTreeMap<NetworkId, Vec<IpAddr>>,
+    /// What it is called on its networks besides its name.
+    #[serde(default)]
+    pub aliases: BTreeMap<NetworkId, Vec<String>>,
     /// Its ports in host mode, with the numbers that Docker bound.
     pub ports: Vec<BoundPort>,
     /// What its node has found out about it, where that is bad.

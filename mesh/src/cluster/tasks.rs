@@ -65,6 +65,7 @@ impl<'a> Placed<'a> {
             state: self.state,
             networks: self.said.networks.clone(),
             verdict: self.said.verdict.clone(),
+            aliases: self.said.aliases.clone(),
         }
     }
 

@@ -106,7 +106,7 @@ impl MeshSnapshot {
         }
         errors.extend(port_conflicts(&named).into_iter().map(SnapshotError::from));
         if errors.is_empty() {
-            Ok(Self { generation, here: None, nodes, services: named })
+            Ok(Self { generation, here: None, nodes, services: named, networks: BTreeMap::new() })
         } else {
             Err(errors)
         }

@@ -137,6 +137,7 @@ impl World {
             life,
             labels: BTreeMap::new(),
             networks: BTreeMap::new(),
+            aliases: Default::default(),
             ports: Vec::new(),
             verdict: None,
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use weir_tests::swarm::{Node, SETTLE, Swarm, Update};
+use weir_tests::swarm::{Node, Swarm, Update};
 use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
 use weir_tests::{Probe, Talk, eventually, interrupt};
 

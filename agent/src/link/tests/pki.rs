@@ -196,6 +196,7 @@ pub fn report(tasks: &[(&str, Life)]) -> Report {
         life,
         labels: BTreeMap::from([("weir.weight".into(), "2".into())]),
         networks: BTreeMap::new(),
+        aliases: Default::default(),
         ports: Vec::new(),
         verdict: None,
     };

@@ -95,6 +95,17 @@ impl Reach {
         found.sort();
         found.pop().unwrap_or_default()
     }
+
+    /// All addresses at which this host sees a container.
+    fn all_of(&self, container: &Container) -> Vec<IpAddr> {
+        let (ipv4, ipv6) = self.of(container);
+        let endpoints = container.network_settings.networks.values();
+        let bridged = endpoints.filter(|endpoint| self.bridges.contains(&endpoint.network_id));
+        let bridged = bridged.flat_map(|endpoint| [&endpoint.ipv4, &endpoint.ipv6]);
+        let bridged = bridged.filter_map(|text| text.parse().ok());
+        let reached = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6));
+        reached.chain(bridged).collect::<BTreeSet<_>>().into_iter().collect()
+    }
 }
 
 fn v4(address: Option<IpAddr>) -> Option<Ipv4Addr> {
@@ -230,7 +241,7 @@ impl Containers {
     pub(super) fn spaces(&self) -> Vec<Space> {
         let running = self.known.values().filter(|known| known.lived && known.ended.is_none());
         let inspected = running.filter_map(|known| known.inspected.as_ref());
-        let mut spaces: Vec<Space> = inspected.filter_map(space).collect();
+        let mut spaces: Vec<Space> = inspected.filter_map(|one| space(one, &self.reach)).collect();
         // Containers may share one.
         spaces.sort();
         spaces.dedup();
@@ -264,7 +275,7 @@ impl Known {
     }
 }
 
-fn space(container: &Container) -> Option<Space> {
+fn space(container: &Container, reach: &Reach) -> Option<Space> {
     const OF_THE_HOST: &str = "host";
     let NetworkSettings { sandbox_key, networks, .. } = &container.network_settings;
     if sandbox_key.is_empty() || networks.contains_key(OF_THE_HOST) {
@@ -274,7 +285,8 @@ fn space(container: &Container) -> Option<Space> {
     let networks: BTreeSet<_> =
         ids.filter(|id| !id.is_empty()).map(|id| NetworkId::new(&**id)).collect();
     let at = SpaceAt::File(sandbox_key.into());
-    (!networks.is_empty()).then_some(Space { at, networks })
+    let addresses = reach.all_of(container);
+    (!networks.is_empty()).then_some(Space { at, networks, addresses })
 }
 
 fn reported(container: &Container, life: Life, reach: &Reach) -> Option<(TaskId, ReportedTask)> {
@@ -295,10 +307,25 @@ fn reported(container: &Container, life: Life, reach: &Reach) -> Option<(TaskId,
         life,
         labels: own_labels(labels),
         networks: networks.filter(|(id, _)| !id.as_str().is_empty()).collect(),
+        aliases: aliases(container),
         ports: bound_ports(container),
         verdict: None,
     };
     Some((TaskId::new(label("task.id")?), task))
+}
+
+/// What Docker calls a container on its networks: its host name, the beginning of its identity, and
+/// what it was given besides.
+fn aliases(container: &Container) -> BTreeMap<NetworkId, Vec<String>> {
+    let endpoints = container.network_settings.networks.values();
+    let some = endpoints.filter(|endpoint| !endpoint.network_id.is_empty());
+    some.map(|endpoint| {
+        let own = [&container.config.hostname].into_iter();
+        let given = own.chain(&endpoint.aliases).chain(&endpoint.dns_names);
+        let names: BTreeSet<&String> = given.filter(|name| !name.is_empty()).collect();
+        (NetworkId::new(&*endpoint.network_id), names.into_iter().cloned().collect())
+    })
+    .collect()
 }
 
 fn bound_ports(container: &Container) -> Vec<BoundPort> {

@@ -53,7 +53,7 @@ model! {
     }
     ContainerState { running: bool, paused: bool, health: Option<Health> }
     Health { status: String }
-    ContainerConfig { labels: HashMap<String, String>, stop_signal: String }
+    ContainerConfig { hostname: String, labels: HashMap<String, String>, stop_signal: String }
     NetworkSettings {
         sandbox_key: String,
         networks: HashMap<String, Endpoint>,
@@ -63,6 +63,8 @@ model! {
         #[serde(rename = "NetworkID")] network_id: String,
         #[serde(rename = "IPAddress")] ipv4: String,
         #[serde(rename = "GlobalIPv6Address")] ipv6: String,
+        aliases: Vec<String>,
+        #[serde(rename = "DNSNames")] dns_names: Vec<String>,
     }
     Binding { host_port: String }
 

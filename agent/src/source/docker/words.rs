@@ -132,7 +132,13 @@ impl Voices {
         // A node that found no place in the mesh is nobody in it, and not whoever has its host name.
         let unplaced = || NodeName::new(engine.node.as_str());
         let here = Some(merged.names.get(&engine.node).cloned().unwrap_or_else(unplaced));
-        Some((Desired { here, nodes: merged.nodes, services: merged.services }, notes))
+        let desired = Desired {
+            here,
+            nodes: merged.nodes,
+            services: merged.services,
+            networks: merged.networks,
+        };
+        Some((desired, notes))
     }
 }
 

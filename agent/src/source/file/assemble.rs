@@ -12,7 +12,9 @@ use weir_mesh::{
 };
 
 use super::{
+    networks::{self, NetworkDraft},
     pieces::{Digest, pieces},
+    pool,
     services::{self, NodeNames, ServiceDraft, TaskDraft},
 };
 use crate::{
@@ -50,6 +52,8 @@ pub(super) struct Piece {
     pub digest: Digest,
     pub nodes: Vec<Node>,
     pub services: Vec<(ServiceName, Box<[PortSpec]>)>,
+    /// Whether it says something of networks that concerns other services.
+    pub of_networks: bool,
 }
 
 /// All that the file says, with where it stands.
@@ -60,6 +64,7 @@ pub(super) struct Drafts {
     /// Names of all nodes, also of those with mistakes, about which no more need be said.
     node_names: BTreeSet<String>,
     pub(super) services: Vec<ServiceDraft>,
+    networks: Vec<NetworkDraft>,
     pub(super) pieces: Vec<Piece>,
     /// Names of nodes that tasks name, kept once each.
     names: NodeNames,
@@ -105,7 +110,11 @@ impl Drafts {
         };
         let (nodes, services) = (self.nodes.len(), self.services.len());
         let root = Table::root(findings, &document, range.start);
-        root.allow_only(&["node", "service"]);
+        root.allow_only(&["node", "network", "service"]);
+        let of_networks = root.get("network").is_some();
+        for table in services::tables(root, "network", "[[network]]") {
+            self.networks.extend(networks::network_table(table));
+        }
         for table in services::tables(root, "node", "[[node]]") {
             self.take_node(table);
         }
@@ -113,7 +122,9 @@ impl Drafts {
             self.services.extend(services::service(table, defaults, &mut self.names));
         }
         let services = self.services[services..].iter();
+        let of_networks = of_networks || services.clone().any(|draft| !draft.wants.is_empty());
         self.pieces.push(Piece {
+            of_networks,
             len: range.len(),
             digest: Digest::of(&findings.text()[range]),
             nodes: self.nodes[nodes..].to_vec(),
@@ -133,6 +144,7 @@ impl Drafts {
 
     fn assemble(self, findings: &Findings<'_>) -> Option<Desired> {
         let ports = self.assign(findings)?;
+        let mut vips = pool::vips(&self.networks, &self.services, findings);
         let mut offsets = Vec::with_capacity(self.services.len());
         let mut services = Vec::with_capacity(self.services.len());
         let mut loose_nodes = Vec::new();
@@ -141,7 +153,10 @@ impl Drafts {
             offsets.push(Offsets::of(&draft));
             let loose = draft.loose_nodes.iter();
             loose_nodes.extend(loose.map(|(node, at)| (draft.name.clone(), node.clone(), *at)));
-            services.push(draft.into_service(ports));
+            let from_pool = vips.remove(&draft.name).unwrap_or_default();
+            let mut service = draft.into_service(ports);
+            service.vips.extend(from_pool);
+            services.push(service);
         }
         let places = Places {
             findings,
@@ -156,7 +171,8 @@ impl Drafts {
         }
         match MeshSnapshot::build(Generation(0), self.nodes, services) {
             Ok(MeshSnapshot { nodes, services, .. }) => {
-                Some(Desired { here: None, nodes, services })
+                let networks = networks::named(services.values(), self.networks);
+                Some(Desired { here: None, nodes, services, networks })
             }
             Err(errors) => {
                 errors.iter().for_each(|error| places.note(error));

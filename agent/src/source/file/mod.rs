@@ -5,6 +5,7 @@ mod clients;
 mod health;
 mod networks;
 mod pieces;
+mod pool;
 mod proxied;
 mod publish;
 mod reader;

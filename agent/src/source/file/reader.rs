@@ -20,6 +20,7 @@ use weir_mesh::{
 
 use super::{
     assemble::{Drafts, Piece, note_shared_addresses, parse_whole},
+    networks,
     pieces::{Digest, begins_piece, piece_end},
     services::ServiceDraft,
 };
@@ -132,6 +133,10 @@ impl Reading {
                 }
             }
         }
+        // An address from a pool depends on all services.
+        if self.pieces.iter().chain(&drafts.pieces).any(|piece| piece.of_networks) {
+            return None;
+        }
         drafts.services.iter().for_each(|draft| note_shared_addresses(draft, &findings));
         if !findings.is_empty() {
             return None;
@@ -240,7 +245,10 @@ impl Reading {
         let contested = (!same_ports || host_mode) && !port_conflicts(&services).is_empty();
         let silent = services.is_empty() && nodes.is_empty();
         let sound = !misplaced && !contested && !silent;
-        sound.then_some(Desired { here: None, nodes, services })
+        sound.then(|| {
+            let networks = networks::named(services.values(), []);
+            Desired { here: None, nodes, services, networks }
+        })
     }
 
     /// All pieces of the new text, in order.

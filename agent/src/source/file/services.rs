@@ -29,6 +29,9 @@ pub(super) struct ServiceDraft {
     pub health: Health,
     pub proxied: Proxied,
     pub vips: BTreeMap<NetworkId, Vec<IpAddr>>,
+    pub aliases: BTreeMap<NetworkId, Vec<String>>,
+    /// Networks on which it wants a virtual address from the pool, and where that is written.
+    pub wants: Vec<(NetworkId, usize)>,
 }
 
 /// A published port and where it stands.
@@ -71,8 +74,21 @@ impl ServiceDraft {
         let mut tasks: Vec<Task> = self.tasks.into_iter().map(|task| task.task).collect();
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
-        let Self { name, balance, locality, access, timeouts, health, proxied, vips, .. } = self;
-        Service { name, balance, locality, access, ports, tasks, timeouts, health, proxied, vips }
+        let Self { name, balance, locality, access, timeouts, health, .. } = self;
+        let Self { proxied, vips, aliases, .. } = self;
+        Service {
+            name,
+            balance,
+            locality,
+            access,
+            ports,
+            tasks,
+            timeouts,
+            health,
+            proxied,
+            vips,
+            aliases,
+        }
     }
 }
 
@@ -103,7 +119,7 @@ pub(super) fn service(
     let table = table.named(&subject);
     let keys = [
         "name", "balance", "affinity", "locality", "allow", "deny", "publish", "task", "timeouts",
-        "health", "eject", "vip",
+        "health", "eject", "vip", "aliases", "networks",
     ];
     table.allow_only(&[&keys[..], &proxied::KEYS].concat());
     let balance = clients::balance(table);
@@ -124,6 +140,9 @@ pub(super) fn service(
     };
     let vip_subject = format!("{subject}: vip");
     let vips = table.get("vip").map(|vip| networks::by_network(vip, &vip_subject));
+    let alias_subject = format!("{subject}: aliases");
+    let aliases = table.get("aliases").map(|own| networks::aliases(own, &alias_subject));
+    let wants = table.get("networks").map(networks::wanted).unwrap_or_default();
     let name = ServiceName::new(name?);
     Some(ServiceDraft {
         name,
@@ -138,6 +157,8 @@ pub(super) fn service(
         health,
         proxied: proxied::proxied(table, &subject),
         vips: vips.unwrap_or_default(),
+        aliases: aliases.unwrap_or_default(),
+        wants,
     })
 }
 
@@ -154,7 +175,7 @@ fn task(
         None => format!("{service}: task without name"),
     };
     let table = table.named(&subject);
-    table.allow_only(&["name", "node", "address", "weight", "state", "networks"]);
+    table.allow_only(&["name", "node", "address", "weight", "state", "networks", "aliases"]);
     let node = table.require("node", "write the name of the [[node]] that runs it");
     let node = node.and_then(|node| Some((node.string("the name of a [[node]]")?, node.offset())));
     let address = table.require("address", ADDRESS).and_then(addresses);
@@ -162,6 +183,8 @@ fn task(
     let state = table.get("state").and_then(state).unwrap_or_default();
     let networks_subject = format!("{subject}: networks");
     let networks = table.get("networks").map(|own| networks::by_network(own, &networks_subject));
+    let alias_subject = format!("{subject}: aliases");
+    let aliases = table.get("aliases").map(|own| networks::aliases(own, &alias_subject));
     let (node, node_offset) = node?;
     let Some((name, (ipv4, ipv6))) = name.zip(address) else {
         loose_nodes.push((node.to_owned(), node_offset));
@@ -173,6 +196,7 @@ fn task(
         weight: weight.and_then(|weight| u16::try_from(weight).ok()).unwrap_or(1),
         state,
         networks: networks.unwrap_or_default(),
+        aliases: aliases.unwrap_or_default(),
         ..Task::new(TaskName::new(name), names.of(node))
     };
     Some(TaskDraft { task, offset: table.offset(), node_offset })

@@ -1,0 +1,165 @@
+//! Which names there are: a pure function of a snapshot. A zone is built whole and swapped whole.
+//!
+//! Every name is on a network, and is seen by whoever is attached to it. What is kept are services
+//! and tasks by name; `tasks.`, `_port._proto.` and `<name>.<network>` are taken apart when they are
+//! asked for.
+
+mod addresses;
+mod build;
+mod find;
+mod reverse;
+mod text;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use weir_mesh::{Generation, NetworkId, NodeName, Protocol};
+
+pub use addresses::{Addresses, Srv};
+pub use find::{Found, Kind};
+pub use reverse::{Reverse, address_in, is_reverse};
+
+use crate::name::Key;
+
+/// What a zone is told besides the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneSettings {
+    /// The domain that all names are under, besides being asked for bare.
+    pub domain: Key,
+    /// How long an answer may be kept.
+    pub ttl: Duration,
+    /// This node.
+    pub node: NodeName,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// All names of a snapshot.
+#[derive(Debug)]
+pub struct Zone {
+    /// Of which snapshot.
+    pub generation: Generation,
+    settings: ZoneSettings,
+    networks: Vec<Network>,
+    by_id: HashMap<NetworkId, u32>,
+    by_name: HashMap<Key, Vec<u32>>,
+    services: Vec<Service>,
+    names: HashMap<Key, Box<[Holder]>>,
+    reverse: BTreeMap<IpAddr, Vec<Owner>>,
+}
+
+/// Which networks somebody sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All.
+    All,
+    /// Those at these positions of the zone.
+    Some(Arc<[u32]>),
+}
+
+#[derive(Debug)]
+struct Network {
+    name: Key,
+    subnets: Vec<IpNet>,
+}
+
+/// A service on one network.
+#[derive(Debug)]
+struct Service {
+    name: Key,
+    network: u32,
+    /// Its virtual addresses; none: its name stands for its tasks.
+    vips: Vec<IpAddr>,
+    /// Those that take flows.
+    tasks: Vec<Task>,
+    ports: Vec<(Protocol, u16)>,
+}
+
+#[derive(Debug)]
+struct Task {
+    name: Key,
+    ipv4: Option<Ipv4Addr>,
+    ipv6: Option<Ipv6Addr>,
+    weight: u16,
+}
+
+/// What has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holder {
+    network: u32,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// A service, by position.
+    Service(u32),
+    /// A task of a service, by both positions.
+    Task(u32, u32),
+    /// Nothing itself, but there are names below it.
+    Parent,
+}
+
+/// Who has an address.
+#[derive(Debug)]
+struct Owner {
+    network: u32,
+    /// Its name, with that of its network.
+    name: Key,
+}
+
+impl Scope {
+    /// Whether it includes the network at this position.
+    pub fn includes(&self, network: u32) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(networks) => networks.contains(&network),
+        }
+    }
+}
+
+impl Zone {
+    /// The domain that names are under.
+    pub fn domain(&self) -> &[u8] {
+        &self.settings.domain
+    }
+
+    /// The settings it was built with.
+    pub fn settings(&self) -> &ZoneSettings {
+        &self.settings
+    }
+
+    /// The scope of somebody who is attached to `networks`.
+    pub fn scope<'a>(&self, networks: impl IntoIterator<Item = &'a NetworkId>) -> Scope {
+        let found = networks.into_iter().filter_map(|network| self.by_id.get(network).copied());
+        Scope::Some(found.collect())
+    }
+
+    /// The scope of the networks with these names. The first that is not there is answered instead.
+    pub fn scope_of_names<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Scope, &'a str> {
+        let mut found = Vec::new();
+        for name in names {
+            let known = crate::name::from_text(name).and_then(|key| self.by_name.get(&key));
+            found.extend(known.ok_or(name)?);
+        }
+        Ok(Scope::Some(found.into()))
+    }
+
+    /// How many names there are.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}

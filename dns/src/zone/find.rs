@@ -1,0 +1,149 @@
+//! What a name stands for, for somebody who sees some of the networks.
+
+use weir_mesh::Protocol;
+
+use super::{Holder, Scope, What, Zone};
+use crate::name::Asked;
+
+/// A name that exists for whoever asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'z> {
+    pub(super) zone: &'z Zone,
+    holders: &'z [Holder],
+    /// The network that the name itself says, among those of one name.
+    named: Option<&'z [u32]>,
+    /// What is asked of its holders.
+    pub kind: Kind,
+}
+
+/// What a name asks of what has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `web`: a virtual address, or those of the tasks; of a task: its own.
+    Itself,
+    /// `tasks.web`
+    Tasks,
+    /// `_80._tcp.web`, or `_tcp.web` without a port.
+    Ports {
+        /// The protocol.
+        protocol: Protocol,
+        /// The target port, if one is named.
+        port: Option<u16>,
+    },
+    /// A name with others below it, and nothing of its own.
+    Parent,
+}
+
+impl Zone {
+    /// What labels `0..to` of a name stand for in a scope. Whether a bare name is meant for us at all
+    /// is not decided here.
+    pub fn find(&self, name: &Asked, to: usize, scope: &Scope) -> Option<Found<'_>> {
+        if let Some(found) = self.exact(name, (0, to), None, Kind::Itself, scope) {
+            return Some(found);
+        }
+        let (kind, from) = prefix(name, to)?;
+        if from == to {
+            // `tasks` and `_tcp` by themselves: there are names below them.
+            return Some(Found { zone: self, holders: &[], named: None, kind: Kind::Parent });
+        }
+        if from > 0
+            && let Some(found) = self.exact(name, (from, to), None, kind, scope)
+        {
+            return Some(found);
+        }
+        // The last labels may be a network's name.
+        for split in from + 1..to {
+            let Some(networks) = self.by_name.get(name.part(split, to)) else { continue };
+            let ranges = [((0, split), Kind::Itself), ((from, split), kind)];
+            for (range, kind) in ranges {
+                if let Some(found) = self.exact(name, range, Some(networks), kind, scope) {
+                    return Some(found);
+                }
+            }
+        }
+        let network = self.by_name.get(name.part(from, to))?;
+        let seen = network.iter().any(|network| scope.includes(*network));
+        let parent = Found { zone: self, holders: &[], named: None, kind: Kind::Parent };
+        (seen && kind != Kind::Parent).then_some(parent)
+    }
+
+    fn exact<'z>(
+        &'z self,
+        name: &Asked,
+        (from, to): (usize, usize),
+        named: Option<&'z [u32]>,
+        kind: Kind,
+        scope: &Scope,
+    ) -> Option<Found<'z>> {
+        let holders = self.names.get(name.part(from, to))?;
+        let mut found = Found { zone: self, holders, named, kind };
+        let mut seen = found.seen(scope).peekable();
+        seen.peek()?;
+        match kind {
+            Kind::Itself if seen.all(|holder| holder.what == What::Parent) => {
+                found.kind = Kind::Parent;
+            }
+            // Tasks have neither tasks nor ports that are looked up.
+            Kind::Tasks | Kind::Ports { .. } => {
+                let mut services = seen.filter_map(|holder| found.service(holder)).peekable();
+                services.peek()?;
+                if let Kind::Ports { protocol, port: Some(port) } = kind
+                    && !services.any(|service| service.ports.contains(&(protocol, port)))
+                {
+                    return None;
+                }
+            }
+            Kind::Itself | Kind::Parent => {}
+        }
+        Some(found)
+    }
+}
+
+impl<'z> Found<'z> {
+    /// Those that have the name and that somebody with this scope sees.
+    pub(super) fn seen<'s>(
+        &self,
+        scope: &'s Scope,
+    ) -> impl Iterator<Item = &'z Holder> + use<'z, 's> {
+        let (holders, named) = (self.holders, self.named);
+        holders.iter().filter(move |holder| {
+            let network = holder.network;
+            scope.includes(network) && named.is_none_or(|named| named.contains(&network))
+        })
+    }
+
+    pub(super) fn service(&self, holder: &Holder) -> Option<&'z super::Service> {
+        match holder.what {
+            What::Service(at) => self.zone.services.get(at as usize),
+            What::Task(..) | What::Parent => None,
+        }
+    }
+
+    pub(super) fn task(&self, holder: &Holder) -> Option<&'z super::Task> {
+        match holder.what {
+            What::Task(service, task) => {
+                self.zone.services.get(service as usize)?.tasks.get(task as usize)
+            }
+            What::Service(_) | What::Parent => None,
+        }
+    }
+}
+
+/// What the first labels ask for, and how many those are. `None` for `_x` that names no port.
+fn prefix(name: &Asked, to: usize) -> Option<(Kind, usize)> {
+    if name.label(0) == b"tasks" {
+        return Some((Kind::Tasks, 1));
+    }
+    let protocol = |at: usize| match name.label(at) {
+        b"_tcp" if at < to => Some(Protocol::Tcp),
+        b"_udp" if at < to => Some(Protocol::Udp),
+        _ => None,
+    };
+    if let Some(protocol) = protocol(0) {
+        return Some((Kind::Ports { protocol, port: None }, 1));
+    }
+    let Some(port) = name.label(0).strip_prefix(b"_") else { return Some((Kind::Itself, 0)) };
+    let Some(protocol) = protocol(1) else { return Some((Kind::Itself, 0)) };
+    let port = std::str::from_utf8(port).ok()?.parse().ok()?;
+    Some((Kind::Ports { protocol, port: Some(port) }, 2))
+}

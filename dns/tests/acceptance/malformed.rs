@@ -1,0 +1,113 @@
+//! Packets that nobody should send: never a panic, never an answer to another question.
+
+use proptest::prelude::*;
+use weir_dns::handler::{Ends, Outcome, Transport};
+
+use super::world::{ALLOWED, BLUE, Type, World, question, with_edns};
+
+fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for name in [
+        "web.",
+        "tasks.web.weir.",
+        "_80._tcp.web.",
+        "db.1.green.weir.",
+        "3.9.0.10.in-addr.arpa.",
+        "example.com.",
+        ".",
+    ] {
+        for kind in [Type::A, Type::AAAA, Type::SRV, Type::PTR, Type::ANY, Type::SOA, Type::AXFR] {
+            seeds.push(question(name, kind).to_vec().unwrap());
+            seeds.push(with_edns(name, kind, 1232).to_vec().unwrap());
+        }
+    }
+    seeds
+}
+
+/// What must be true of every answer.
+fn check(world: &World, packet: &[u8], transport: Transport) {
+    for from in [BLUE, ALLOWED] {
+        let ends =
+            Ends { client: (from.parse::<std::net::IpAddr>().unwrap(), 99).into(), transport };
+        let mut reply = Vec::new();
+        let outcome = world.handler.answer(packet, ends, std::time::Instant::now(), &mut reply);
+        match outcome {
+            Outcome::Nothing(_) => assert!(packet.len() < 12 || packet[2] & 0x80 != 0),
+            Outcome::Forward(pending) => {
+                assert_eq!(u16::from_be_bytes([packet[4], packet[5]]), 1);
+                assert!(!pending.question.name.is_empty() || packet[12] == 0);
+            }
+            Outcome::Reply(_) => {
+                assert!(reply.len() >= 12, "{reply:?}");
+                assert_eq!(reply[..2], packet[..2], "another id");
+                assert_ne!(reply[2] & 0x80, 0, "no answer");
+                if transport == Transport::Udp {
+                    assert!(reply.len() <= 1232);
+                }
+                let places = weir_dns::wire::places(&reply);
+                if reply[5] == 1 {
+                    let end = weir_dns::wire::question_end(&reply).expect("the question is cut");
+                    assert_eq!(reply[12..end], packet[12..end], "another question");
+                    assert!(places.is_some(), "not whole: {reply:?}");
+                } else {
+                    assert_eq!(reply[6..12], [0; 6], "records without a question: {reply:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_packet_cut_short_or_with_any_byte_changed_is_survived() {
+    let world = World::new();
+    world.ask_also(&["192.0.2.53:53".parse().unwrap()], &[]);
+    for seed in seeds() {
+        for end in 0..=seed.len() {
+            check(&world, &seed[..end], Transport::Udp);
+        }
+        for at in 0..seed.len() {
+            for value in
+                [0, 1, 0x3f, 0x40, 0x7f, 0x80, 0xc0, 0xff, seed[at] ^ 1, seed[at].wrapping_add(1)]
+            {
+                let mut packet = seed.clone();
+                packet[at] = value;
+                check(&world, &packet, Transport::Udp);
+                check(&world, &packet, Transport::Tcp);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_are_survived(packet in prop::collection::vec(any::<u8>(), 0..600)) {
+        let world = WORLD.with(std::rc::Rc::clone);
+        check(&world, &packet, Transport::Udp);
+    }
+
+    #[test]
+    fn many_changes_at_once_are_survived(
+        seed in 0..98_usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        more in prop::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let world = WORLD.with(std::rc::Rc::clone);
+        let mut packet = seeds().swap_remove(seed);
+        packet.extend(more);
+        for (at, value) in changes {
+            let at = at.index(packet.len());
+            packet[at] = value;
+        }
+        check(&world, &packet, Transport::Tcp);
+    }
+}
+
+thread_local! {
+    static WORLD: std::rc::Rc<World> = std::rc::Rc::new({
+        let world = World::new();
+        world.ask_also(&["192.0.2.53:53".parse().unwrap()], &[]);
+        world
+    });
+}
