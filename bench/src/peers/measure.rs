@@ -130,8 +130,7 @@ fn last_cpu() -> usize {
     thread::available_parallelism().map_or(1, usize::from) - 1
 }
 
-/// What a program says that the client runs on the last processor.
-pub fn run(client: &Client, program: &str, arguments: &[&str]) -> Result<String> {
+fn run(client: &Client, program: &str, arguments: &[&str]) -> Result<String> {
     let output = client.output(on_cpu(&last_cpu().to_string(), command(program, arguments)))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let error = String::from_utf8_lossy(&output.stderr);
@@ -141,18 +140,14 @@ pub fn run(client: &Client, program: &str, arguments: &[&str]) -> Result<String>
 
 /// What wrk prints at its end.
 #[derive(Debug, PartialEq)]
-pub struct Wrk {
-    /// Requests in all.
-    pub requests: f64,
-    /// Requests a second.
-    pub rate: f64,
-    /// Whatever went wrong.
-    pub errors: u64,
+struct Wrk {
+    requests: f64,
+    rate: f64,
+    errors: u64,
 }
 
 impl Wrk {
-    /// Reads it.
-    pub fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines().map(str::trim);
         let requests = lines.clone().find_map(|line| line.split_once(" requests in "))?.0;
         let rate = lines.clone().find_map(|line| line.strip_prefix("Requests/sec:"))?;
@@ -170,7 +165,7 @@ fn sum_of_numbers(line: &str) -> u64 {
 }
 
 /// The receiver's line of iperf3 with `-f m`.
-pub fn megabits(text: &str) -> Option<f64> {
+fn megabits(text: &str) -> Option<f64> {
     let line = text.lines().rfind(|line| line.ends_with("receiver"))?;
     let (before, _) = line.split_once(" Mbits/sec")?;
     before.split_whitespace().next_back()?.parse().ok()
