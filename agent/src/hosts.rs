@@ -34,6 +34,8 @@ const MOST_REASON: usize = 256;
 /// A start waits for so many silences until the others have spoken: as long as a hub that has just
 /// started waits for them, and a moment.
 const PATIENCE: u32 = 4;
+/// Though no longer than this.
+const MOST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the link is wired to.
 pub struct Wires {
@@ -92,7 +94,7 @@ pub fn link_up(config: &Config, wires: Wires, late: &LateLink) -> Option<watch::
 /// Waits until the others have spoken, though not for long: what the kernel holds goes on meanwhile.
 pub async fn settled(link: Option<watch::Receiver<bool>>, silence: Duration) {
     let Some(mut link) = link else { return };
-    let wait = silence.saturating_mul(PATIENCE);
+    let wait = silence.saturating_mul(PATIENCE).min(MOST_PATIENCE);
     if time::timeout(wait, link.wait_for(|settled| *settled)).await.is_err() {
         warn!(waited = ?wait, "no other agent is heard, going on with what the file says");
     }
