@@ -127,7 +127,8 @@ impl Soak {
             let other = &swarm.nodes()[1];
             other.docker("node demote n1")?;
             wait_leader(other, &BTreeSet::from(["n1".to_owned()]))?;
-            other.docker("node promote n1")?;
+            // Refused as out of sequence while Swarm itself changes the node.
+            eventually("n1 to be promoted", LONG, || other.docker("node promote n1"))?;
             eventually("n1 to be a manager again", LONG, || swarm.docker("node ls")).map(drop)
         })?;
         if self.swarm.nodes().len() < 5 {
