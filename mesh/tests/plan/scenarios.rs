@@ -280,7 +280,7 @@ fn a_task_with_a_new_address_is_a_new_backend() {
     scene.serve("web 80:80 drain=10s | 1@n1 addr=172.18.0.9");
     assert_eq!(scene.maps(), "\
 PORT tcp/80 -> SLOT 2
-RECORD 2 service=1 balance=round-robin mode=ingress target=80 pick4=1+1 pick6=- local4=1+1 local6=- timeouts=syn:20s,established:8000s,fin:30s,reset:10s,udp:60s,udp-both:180s,drain:10s
+RECORD 2 service=1 balance=round-robin mode=ingress target=80 pick4=1+1 pick6=- local4=1+1 local6=- timeouts=syn:20s,established:8000s,fin:60s,reset:10s,udp:60s,udp-both:180s,drain:10s
 REGION 1+1 2
 BACKEND 1 generation=1 gone service=1 via=neighbour:9 ipv4=172.18.119.1
 BACKEND 2 generation=1 active service=1 via=neighbour:9 ipv4=172.18.0.9
@@ -299,7 +299,7 @@ PORT tcp/80 -> SLOT 4
 PORT tcp/81 -> SLOT 2
 PORT tcp/82 -> SLOT 3
 RECORD 2 service=2 balance=round-robin mode=ingress target=80 pick4=1+1 pick6=- local4=- local6=-
-RECORD 3 service=1 balance=round-robin mode=ingress target=80 pick4=0+1 pick6=- local4=- local6=- timeouts=syn:20s,established:8000s,fin:30s,reset:10s,udp:60s,udp-both:180s,drain:10s
+RECORD 3 service=1 balance=round-robin mode=ingress target=80 pick4=0+1 pick6=- local4=- local6=- timeouts=syn:20s,established:8000s,fin:60s,reset:10s,udp:60s,udp-both:180s,drain:10s
 RECORD 4 service=2 balance=round-robin mode=ingress target=80 pick4=1+1 pick6=- local4=- local6=-
 REGION 0+1 1
 REGION 1+1 2
@@ -330,7 +330,7 @@ fn a_host_port_is_served_only_where_a_task_runs_and_only_by_it() {
     scene.serve("web host 80:80 drain=5s | 1@n1 2@n2");
     assert_eq!(scene.maps(), "\
 PORT tcp/80 -> SLOT 1
-RECORD 1 service=1 balance=round-robin mode=host target=80 pick4=0+1 pick6=- local4=0+1 local6=- timeouts=syn:20s,established:8000s,fin:30s,reset:10s,udp:60s,udp-both:180s,drain:5s
+RECORD 1 service=1 balance=round-robin mode=host target=80 pick4=0+1 pick6=- local4=0+1 local6=- timeouts=syn:20s,established:8000s,fin:60s,reset:10s,udp:60s,udp-both:180s,drain:5s
 REGION 0+1 1
 BACKEND 1 generation=1 active service=1 via=neighbour:9 ipv4=172.18.119.1
 TAG 5871970 service=1 -> BACKEND 1
