@@ -191,7 +191,10 @@ fn load_counts_answers_and_the_failures_after_a_kill() {
         .unwrap();
     task.kill9();
     eventually("failures", 5 * SECOND, || {
-        (fresh.report().failures() > 20).then_some(()).ok_or_else(|| fresh.report().to_string())
+        let report = fresh.report();
+        (report.failed_by(FailureKind::Refused) > 20)
+            .then_some(())
+            .ok_or_else(|| report.to_string())
     })
     .unwrap();
     let (fresh, kept) = (fresh.stop().unwrap(), kept.stop().unwrap());
