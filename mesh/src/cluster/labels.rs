@@ -355,10 +355,7 @@ mod tests {
 
     #[test]
     fn what_is_not_heeded_is_never_ignored_silently() {
-        let (wishes, notes) = read(&[
-            ("weir.return.path", "direct"),
-            ("weir.wieght", "3"),
-        ]);
+        let (wishes, notes) = read(&[("weir.return.path", "direct"), ("weir.wieght", "3")]);
         assert_eq!(wishes, Wishes::default());
         assert!(notes[0].contains("weir.return.path = direct: not supported yet"), "{notes:?}");
         assert!(notes[1].contains("weir.wieght = 3: unknown label; write one of weir.enable,"));
