@@ -177,7 +177,7 @@ async fn after_a_restart_of_the_hub_fifty_nodes_are_back_soon_and_never_lost_any
         let lost = nodes.iter().find(|node| !sees_all(node));
         let told = lost.map(|node| (node.view().reports.len(), node.link.status()));
         assert!(lost.is_none(), "what was known is kept: {told:?}");
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", nodes[0].link.status());
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", nodes[0].link.status());
         sleep(Duration::from_millis(20)).await;
     }
     eventually(
