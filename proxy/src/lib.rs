@@ -2,8 +2,8 @@
 //!
 //! It serves the same operations ([`weir_mesh::MapOp`]) as the kernel's maps, so that balancing,
 //! draining and deadlines are decided by the same planner. [`Proxy`] is the way in: it opens and
-//! closes listeners and hands them to workers, one single-threaded runtime a core. [`tcp`] carries
-//! connections, [`udp`] datagrams, and [`relay`] hands both to the node that runs the task.
+//! closes listeners and hands them to workers, one single-threaded runtime a core. `tcp` carries
+//! connections, `udp` datagrams, and `relay` hands both to the node that runs the task.
 #![deny(unsafe_code)]
 
 mod address;
