@@ -13,7 +13,7 @@ use serde_json::Value;
 use weir_tests::firewall::{tcp, udp};
 use weir_tests::lab::command;
 use weir_tests::task::task_program;
-use weir_tests::traffic::HttpLoad;
+use weir_tests::traffic::{FailureKind, HttpLoad};
 use weir_tests::{
     Agent, Cases, Families, How, Lab, Plane, Probe, Publish, Scene, State, eventually,
 };
@@ -417,7 +417,7 @@ fn without_programs_auto_chooses_the_proxy_and_says_why() {
 }
 
 #[test]
-fn an_agent_that_comes_back_with_the_proxy_takes_over_from_the_kernel_without_a_failed_request() {
+fn an_agent_that_comes_back_with_the_proxy_takes_over_and_resets_only_what_is_in_mid_flight() {
     let mut scene = Scene::new(Lab::builder()).unwrap();
     scene.service("web", PORT);
     scene.task("web", "n1", "web.1").unwrap();
@@ -439,7 +439,10 @@ fn an_agent_that_comes_back_with_the_proxy_takes_over_from_the_kernel_without_a_
     .unwrap();
     thread::sleep(SECOND);
     let report = load.stop().unwrap();
-    assert!(report.ok > 200 && report.failures() == 0, "{report}");
+    // Four connections at a time: what the kernel carries at that moment is unknown to the stack.
+    let resets = report.failed_by(FailureKind::Reset);
+    assert!(report.ok > 200 && resets <= 4, "{report}");
+    assert_eq!(report.failures(), resets, "{report}");
     let seen = scene.lab.client("c1").ask(&Probe::tcp(targets[0]));
     assert_ne!(seen.client.unwrap().ip(), scene.lab.client("c1").addresses()[0], "{seen}");
 }

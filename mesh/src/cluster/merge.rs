@@ -13,7 +13,9 @@ use super::{
     publish,
     tasks::{self, Placed},
 };
-use crate::service::{Network, NetworkId, Node, NodeName, Service, ServiceName, Task, Timeouts};
+use crate::service::{
+    Network, NetworkId, Node, NodeName, Service, ServiceName, Task, TaskState, Timeouts,
+};
 
 /// Everything that is known, and how current it is.
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +149,10 @@ impl Draft<'_> {
         let weight = |task: &Wishes| task.weight.or(of_service.weight).unwrap_or(1);
         let tasks: Vec<Task> =
             self.tasks.iter().zip(&of_tasks).map(|(task, own)| task.task(weight(own))).collect();
+        if removed && tasks.iter().all(|task| task.state == TaskState::Down) {
+            // Dead containers may lie about for long; nothing flows to them.
+            return Vec::new();
+        }
         let ports = publish::ports(self, name, notes);
         let health = health::of(self, name, &wishes.health, &ports, notes);
         let access = wishes.access();
