@@ -1,6 +1,6 @@
 //! What users do to a Swarm while clients talk to it through every node, and that no request fails.
 //!
-//! `WEIR_LOAD_ROUNDS` says how often each kind of update is made; 20 for a long look.
+//! Rolling updates under load are in `make soak`.
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
@@ -16,10 +16,6 @@ use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
 const SECOND: Duration = Duration::from_secs(1);
 /// What the load is at least, over all its kinds.
 const RATE: f64 = 1000.0;
-
-fn rounds() -> usize {
-    std::env::var("WEIR_LOAD_ROUNDS").map_or(3, |rounds| rounds.parse().unwrap())
-}
 
 /// With a service whose tasks have a HEALTHCHECK: without one Docker calls a task running before it
 /// listens, and nobody can know better.
@@ -111,62 +107,6 @@ fn print_drops(node: &Node) {
     eprintln!("    {}: {:?}", node.name(), drops.collect::<Vec<_>>());
 }
 
-fn update(swarm: &Swarm, order: &str, round: usize) {
-    let env = format!("--env-add VERSION=v{round}");
-    let how = "--update-parallelism 1 --update-delay 0s --update-monitor 500ms";
-    let update = "service update -d --no-resolve-image";
-    swarm.docker(&format!("{update} {env} {how} --update-order {order} web")).unwrap();
-    swarm.wait_updated("web", Update::Completed).unwrap();
-}
-
-#[test]
-fn updates_scaling_and_draining_fail_no_request() {
-    let swarm = swarm(1, 2);
-    let mut diary = Diary::of(&swarm);
-    let mut made = 0;
-    for order in ["start-first", "stop-first"] {
-        diary.calm(&format!("{} updates, {order}", rounds()), || {
-            for _ in 0..rounds() {
-                made += 1;
-                update(&swarm, order, made);
-            }
-        });
-    }
-    diary.calm("2 to 10 to 2 tasks", || {
-        for tasks in [2, 10, 2] {
-            swarm.docker(&format!("service scale -d web={tasks}")).unwrap();
-            swarm.wait_running("web", tasks).unwrap();
-        }
-        gone(&swarm, 2);
-    });
-    for node in swarm.nodes() {
-        diary.calm(&format!("{} is drained and comes back", node.name()), || {
-            swarm.docker(&format!("node update --availability drain {}", node.name())).unwrap();
-            eventually("it to be empty", SETTLE, || {
-                let left = node.tasks("web")?.len();
-                ensure!(left == 0, "{left} tasks");
-                Ok(())
-            })
-            .unwrap();
-            swarm.wait_running("web", 2).unwrap();
-            swarm.docker(&format!("node update --availability active {}", node.name())).unwrap();
-            node.wait_weir().unwrap();
-        });
-    }
-    diary.end();
-    swarm.finish().unwrap();
-}
-
-/// Waits until no more than so many containers of `web` are left.
-fn gone(swarm: &Swarm, left: usize) {
-    eventually("the other tasks to be gone", SETTLE, || {
-        let running = swarm.tasks("web")?.len();
-        ensure!(running == left, "{running} run");
-        Ok(())
-    })
-    .unwrap();
-}
-
 /// The container of a node's agent.
 fn agent(node: &Node) -> Result<String> {
     let task = node.tasks("weir_agent")?.pop();
@@ -204,7 +144,9 @@ fn agents_and_managers_that_come_and_go_fail_no_request() {
     let n2 = swarm.node("n2");
     diary.calm("the leader is demoted, and another leads", || {
         n2.docker("node demote n1").unwrap();
-        n2.docker("service scale -d web=6").unwrap();
+        // While the managers change places Docker may ask for patience.
+        eventually("Docker to scale", SETTLE, || n2.docker("service scale -d web=6").map(drop))
+            .unwrap();
         eventually("six tasks to be known everywhere", SETTLE, || {
             for node in swarm.nodes() {
                 let known = node.weir_service("web")?;
@@ -216,7 +158,8 @@ fn agents_and_managers_that_come_and_go_fail_no_request() {
             Ok(())
         })
         .unwrap();
-        n2.docker("node promote n1").unwrap();
+        eventually("Docker to promote n1", SETTLE, || n2.docker("node promote n1").map(drop))
+            .unwrap();
     });
     diary.end();
     swarm.finish().unwrap();
