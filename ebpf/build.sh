@@ -29,7 +29,9 @@ build() {
   local flags="-Cdebuginfo=2 -Clink-arg=--btf -Ctarget-cpu=v3"
   flags+=" --remap-path-prefix=$(rustc --print sysroot)=/rust"
   flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-  RUSTC_BOOTSTRAP=1 RUSTFLAGS=$flags CARGO_TARGET_DIR=$place/target \
+  # Whoever builds may have settings of his own for cargo; in the object they would be differences.
+  unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER "${!CARGO_PROFILE_@}"
+  CARGO_INCREMENTAL=0 RUSTC_BOOTSTRAP=1 RUSTFLAGS=$flags CARGO_TARGET_DIR=$place/target \
     cargo build --quiet --locked --release --bins --target bpfel-unknown-none -Z build-std=core
   for name in weir trial; do
     llvm-objcopy-19 --strip-debug "$place/target/bpfel-unknown-none/release/$name" "$1/$name.bpf.o"
