@@ -869,6 +869,16 @@ fn broken_packets_are_never_forwarded() {
     }
 }
 
+#[test]
+fn no_program_keeps_the_verifier_long() {
+    let verified = World::new().unwrap().trial().verified().unwrap();
+    assert!(verified.iter().any(|(name, _)| name == "nic_in"), "{verified:?}");
+    for (name, instructions) in &verified {
+        // Half of what a kernel takes; other kernels come to other numbers.
+        assert!((1..500_000).contains(instructions), "{name}: {verified:?}");
+    }
+}
+
 /// ` > ADDRESS:PORT` of a packet that was sent on.
 fn sound_destination(outcome: &Outcome) -> String {
     let Outcome::Sent(text) = outcome else { panic!("{outcome:?}") };

@@ -124,6 +124,20 @@ impl Trial {
         self.store.stats()
     }
 
+    /// How many instructions the verifier went through, by program; loads all. With more than a
+    /// million the kernel refuses one (`BPF_COMPLEXITY_LIMIT_INSNS`).
+    ///
+    /// # Errors
+    /// When the kernel refuses a program, or does not say.
+    pub fn verified(&mut self) -> Result<Vec<(String, u32)>, Error> {
+        object::verify(&mut self.object, |name| !RUNNABLE.contains(&name))?;
+        let count = |(name, program): (&str, &Program)| {
+            let info = program.info().tried(|| format!("ask what {name} is"))?;
+            Ok((name.to_owned(), info.verified_instruction_count().unwrap_or_default()))
+        };
+        self.object.programs().map(count).collect()
+    }
+
     /// Runs a program on a packet that starts with an Ethernet header.
     ///
     /// # Errors
