@@ -9,12 +9,12 @@ TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
 ## demo: a mesh of three hosts on this machine, left running until Ctrl-C; CHECK=1: asks it itself
 demo: packages
-	cargo build --quiet --release -p weir -p weir-tests --bins
+	cargo build --quiet --release -p weir -p weir-tests --bin weir --bin weir-lab --bin weir-lab-task
 	WEIR_BIN=$(TARGET)/release/weir $(TARGET)/release/weir-lab $(DEMO_FLAGS)
 
 ## test: everything: lints, unit tests, packet cases, and the lab
 test:
-	.ci/packages --swarm --browser
+	.ci/packages --swarm --browser --prometheus
 	.ci/test
 
 ## soak: a Swarm under load for three quarters of an hour: 40 rolling updates, idle connections, restarts

@@ -13,6 +13,7 @@
 //!   own thread.
 
 pub mod agent;
+pub mod authority;
 pub mod bpffs;
 pub mod browser;
 pub mod cgroup;
@@ -31,6 +32,7 @@ pub mod packet_world;
 pub mod ping;
 pub mod probe;
 pub mod process;
+pub mod prometheus;
 pub mod residue;
 pub mod scene;
 pub mod swarm;
@@ -45,6 +47,7 @@ mod plan;
 mod plane;
 
 pub use agent::{Agent, AgentConfig};
+pub use authority::Authority;
 pub use host::{Client, Host};
 pub use lab::{Lab, LabBuilder};
 pub use mesh::{Mesh, Publish, State};

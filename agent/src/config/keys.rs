@@ -20,6 +20,8 @@ pub enum Kind {
     Number,
     /// Separated by commas.
     List,
+    /// `true` or `false`; the flag alone is `true`.
+    Switch,
 }
 
 /// A key of `weir.toml`.
@@ -101,6 +103,7 @@ pub const KEYS: &[Key] = &[
     key("reconcile.flow_interval", Kind::Text, "Collect flows that timed out [default: 10s]"),
     key("reconcile.start_wait", Kind::Text, "Wait for the first source at start [default: 30s]"),
     key("metrics.backend_limit", Kind::Number, "Most tasks with metrics of their own"),
+    key("compat.ipvs_metrics", Kind::Switch, "Also tell metrics by node_exporter's names for IPVS"),
     key("timeouts.tcp_syn", Kind::Text, "Default flow timeout [default: 20s]"),
     key("timeouts.tcp_established", Kind::Text, "Default flow timeout [default: 8000s]"),
     key("timeouts.tcp_fin", Kind::Text, "Default flow timeout [default: 60s]"),
@@ -128,7 +131,7 @@ impl Key {
     fn value(&self, text: &str) -> Spanned<DeValue<'static>> {
         let string = |text: &str| Spanned::new(0..0, DeValue::String(text.to_owned().into()));
         match self.kind {
-            Kind::Text | Kind::Number => string(text),
+            Kind::Text | Kind::Number | Kind::Switch => string(text),
             Kind::List => {
                 let mut entries = DeArray::new();
                 let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
@@ -186,20 +189,25 @@ impl clap::FromArgMatches for Overrides {
 impl clap::Args for Overrides {
     fn augment_args(command: Command) -> Command {
         KEYS.iter().fold(command, |command, key| {
-            command.arg(
-                Arg::new(key.flag())
-                    .long(key.flag())
-                    .env(key.variable())
-                    .hide_env_values(true)
-                    .action(ArgAction::Set)
-                    .value_name(match key.kind {
-                        Kind::Text => "VALUE",
-                        Kind::Number => "NUMBER",
-                        Kind::List => "A,B,...",
-                    })
-                    .help(key.help)
-                    .help_heading("Configuration keys"),
-            )
+            let arg = Arg::new(key.flag())
+                .long(key.flag())
+                .env(key.variable())
+                .hide_env_values(true)
+                .action(ArgAction::Set)
+                .value_name(match key.kind {
+                    Kind::Text => "VALUE",
+                    Kind::Number => "NUMBER",
+                    Kind::List => "A,B,...",
+                    Kind::Switch => "true|false",
+                })
+                .help(key.help)
+                .help_heading("Configuration keys");
+            command.arg(match key.kind {
+                Kind::Switch => {
+                    arg.num_args(0..=1).require_equals(true).default_missing_value("true")
+                }
+                _ => arg,
+            })
         })
     }
 

@@ -69,6 +69,8 @@ pub struct Config {
     pub reconcile: Intervals,
     /// Most tasks with metrics of their own.
     pub backend_limit: usize,
+    /// Whether metrics are told by node_exporter's names for IPVS as well.
+    pub compat_ipvs_metrics: bool,
     /// Flow timeouts of services that set none.
     pub timeouts: Timeouts,
     /// The log.

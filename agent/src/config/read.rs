@@ -47,6 +47,7 @@ pub struct Settings {
     pub flow_interval: Option<Duration>,
     pub start_wait: Option<Duration>,
     pub backend_limit: Option<usize>,
+    pub compat_ipvs_metrics: Option<bool>,
     pub timeouts: Timeouts,
     pub log_format: Option<LogFormat>,
     pub log_level: Option<String>,
@@ -159,6 +160,7 @@ impl<'t, 'i> Reader<'t, 'i> {
             flow_interval: self.duration("reconcile.flow_interval", DAY),
             start_wait: self.duration("reconcile.start_wait", DAY),
             backend_limit: self.number("metrics.backend_limit", 0, 1 << 24),
+            compat_ipvs_metrics: self.get("compat.ipvs_metrics").and_then(switch),
             timeouts: self.timeouts(),
             log_format: self.get("log.format").and_then(log_format),
             log_level: self.get("log.level").and_then(log_level),
@@ -319,6 +321,10 @@ fn listen(value: Value<'_, '_>) -> Option<Option<SocketAddr>> {
         return None;
     }
     Some(Some(listen))
+}
+
+fn switch(value: Value<'_, '_>) -> Option<bool> {
+    value.switch("true or false")
 }
 
 fn log_format(value: Value<'_, '_>) -> Option<LogFormat> {

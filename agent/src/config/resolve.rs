@@ -146,6 +146,7 @@ impl Settings {
                 start_wait: self.start_wait.unwrap_or(seconds(30)),
             },
             backend_limit: self.backend_limit.unwrap_or(5000),
+            compat_ipvs_metrics: self.compat_ipvs_metrics.unwrap_or(false),
             timeouts: self.timeouts,
             log: LogConfig {
                 format: self.log_format.unwrap_or(LogFormat::Text),

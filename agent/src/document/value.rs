@@ -229,7 +229,10 @@ impl<'t, 'i> Value<'t, 'i> {
 
     /// `true` or `false`; `example` says what else would be right.
     pub fn switch(&self, example: &str) -> Option<bool> {
-        let switch = self.value.get_ref().as_bool();
+        let switch = match self.value.get_ref() {
+            DeValue::String(text) if self.place.is_some() => text.trim().parse().ok(),
+            value => value.as_bool(),
+        };
         if switch.is_none() {
             self.wrong_type("true or false", example);
         }

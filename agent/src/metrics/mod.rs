@@ -1,5 +1,7 @@
 //! `/metrics`: what the agent and the kernel count, in the OpenMetrics text format.
 
+mod ipvs;
+mod out;
 mod scrape;
 
 use std::fmt;
@@ -10,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::scrape::Scrape;
+use self::{ipvs::IpvsNames, scrape::Scrape};
 use crate::{
     dns::metrics::DnsMetrics,
     link::metrics::LinkMetrics,
@@ -67,10 +69,15 @@ impl Metrics {
         if let Some(dns) = now.dns.clone() {
             moment.register_collector(Box::new(DnsMetrics(dns)));
         }
+        let mut foreign = Registry::default();
+        if now.config.compat_ipvs_metrics {
+            foreign.register_collector(Box::new(IpvsNames(now.clone())));
+        }
         moment.register_collector(Box::new(Scrape::new(now)));
         let mut text = String::new();
-        text::encode_registry(&mut text, &self.registry)?;
-        text::encode_registry(&mut text, &moment)?;
+        for registry in [&self.registry, &moment, &foreign] {
+            text::encode_registry(&mut text, registry)?;
+        }
         text::encode_eof(&mut text)?;
         Ok(text)
     }

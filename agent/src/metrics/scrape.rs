@@ -2,11 +2,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, NoLabelSet},
-    metrics::MetricType,
-};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use weir_loader::Counters;
 use weir_mesh::{
     Ident, NetworkId, Service,
@@ -14,6 +10,7 @@ use weir_mesh::{
     vip::VipKey,
 };
 
+use super::out::{Labels, Out, signed};
 use crate::{
     config::SourceConfig, observe::Observation, probes::TaskHealth, reconciler::BackendStats,
 };
@@ -23,8 +20,6 @@ pub(super) struct Scrape {
     now: Observation,
     agent: Vec<(&'static str, String)>,
 }
-
-type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// One of the counters that services and backends share.
 type CounterOf = (&'static str, &'static str, fn(&Counters) -> u64);
@@ -67,9 +62,6 @@ struct TaskRow<'a> {
     weight: u16,
     stats: Option<BackendStats>,
 }
-
-/// Writes families.
-struct Out<'a, 'e>(&'a mut DescriptorEncoder<'e>);
 
 impl Scrape {
     pub(super) fn new(now: Observation) -> Self {
@@ -285,44 +277,6 @@ impl<'a> TaskRow<'a> {
     }
 }
 
-impl Out<'_, '_> {
-    fn counter<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl IntoIterator<Item = (Labels<'l>, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, count) in series {
-            if labels.is_empty() {
-                return family.encode_counter::<NoLabelSet, _, u64>(&count, None);
-            }
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-        }
-        Ok(())
-    }
-
-    fn gauge<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl IntoIterator<Item = (Labels<'l>, i64)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in series {
-            if labels.is_empty() {
-                return family.encode_gauge(&value);
-            }
-            family.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-        Ok(())
-    }
-}
-
 fn health_labels(task: &TaskHealth) -> Labels<'_> {
     vec![("service", task.service.as_str()), ("task", task.task.as_str())]
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
