@@ -7,10 +7,9 @@
 use std::fmt;
 
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
-use weir_loader::Counters;
 use weir_mesh::{Ident, Service, Task};
 
-use super::out::{Labels, Out, signed};
+use super::out::{CounterOf, Labels, Out, signed};
 use crate::{observe::Observation, reconciler::BackendStats};
 
 /// One moment in the words of node_exporter 1.x, collector `ipvs`; for a registry without a prefix.
@@ -25,7 +24,7 @@ struct Backend<'a> {
     stats: Option<BackendStats>,
 }
 
-const TOTALS: [(&str, &str, fn(&Counters) -> u64); 5] = [
+const TOTALS: [CounterOf; 5] = [
     ("connections", "The total number of connections made", |counters| counters.connections),
     ("incoming_packets", "The total number of incoming packets", |counters| counters.rx_packets),
     ("outgoing_packets", "The total number of outgoing packets", |counters| counters.tx_packets),

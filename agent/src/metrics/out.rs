@@ -6,9 +6,13 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, NoLabelSet},
     metrics::MetricType,
 };
+use weir_loader::Counters;
 
 /// Names and values; a series without labels is the only one of its family.
 pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// One of the counters of the data plane: its name, its help, and where it is read.
+pub(super) type CounterOf = (&'static str, &'static str, fn(&Counters) -> u64);
 
 /// Writes families.
 pub(super) struct Out<'a, 'e>(pub(super) &'a mut DescriptorEncoder<'e>);

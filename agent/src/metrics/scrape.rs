@@ -10,7 +10,7 @@ use weir_mesh::{
     vip::VipKey,
 };
 
-use super::out::{Labels, Out, signed};
+use super::out::{CounterOf, Labels, Out, signed};
 use crate::{
     config::SourceConfig, observe::Observation, probes::TaskHealth, reconciler::BackendStats,
 };
@@ -20,9 +20,6 @@ pub(super) struct Scrape {
     now: Observation,
     agent: Vec<(&'static str, String)>,
 }
-
-/// One of the counters that services and backends share.
-type CounterOf = (&'static str, &'static str, fn(&Counters) -> u64);
 
 /// What only a task has, on its own node.
 const ANSWERS: [CounterOf; 2] = [
