@@ -15,6 +15,7 @@ pub mod health;
 pub mod host;
 pub mod hosts;
 pub mod http;
+pub mod last_words;
 pub mod link;
 pub mod listeners;
 pub mod lock;

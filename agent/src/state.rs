@@ -125,7 +125,7 @@ impl StateFile {
 }
 
 /// Writes a file next to `path` and renames it there.
-fn write_whole(
+pub(crate) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut io::BufWriter<fs::File>) -> io::Result<()>,
 ) -> io::Result<()> {

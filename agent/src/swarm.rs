@@ -16,6 +16,7 @@ use weir_mesh::cluster::Report;
 
 use crate::{
     config::{Config, DockerSourceConfig, LinkConfig},
+    last_words::LastWords,
     link::{self, ClusterView, From, Inputs, Link, identity::Files},
     probes::LocalHealth,
     reconciler::thread::Handle,
@@ -56,7 +57,8 @@ pub fn follow(
     tokio::spawn(voices.run());
     let late = LateLink::default();
     let own = Own { words: words.clone(), health };
-    tokio::spawn(link_up(config.link.clone(), own, peers, late.clone()));
+    let kept = LastWords::beside(&config.state);
+    tokio::spawn(link_up(config.link.clone(), own, peers, (kept, late.clone())));
     Followed { state, link: late, words }
 }
 
@@ -83,7 +85,7 @@ async fn link_up(
     config: LinkConfig,
     mut own: Own,
     peers: watch::Sender<PeerWords>,
-    late: LateLink,
+    (kept, late): (LastWords, LateLink),
 ) {
     let known = own.words.wait_for(|state| state.engine.is_some() && state.report.is_some()).await;
     let Ok(state) = known.map(|state| state.clone()) else { return };
@@ -116,7 +118,12 @@ async fn link_up(
             replace(&declared, first_hand(&state));
         }
     };
-    tokio::join!(telling, listen(view, peers));
+    let last = kept.load(&engine.node).unwrap_or_else(|error| {
+        warn!(%error, "starting without what other nodes said last");
+        None
+    });
+    let keeping = kept.keep(engine.node.clone(), peers.subscribe());
+    tokio::join!(telling, keeping, listen(view, peers, last));
 }
 
 /// What this node knows of itself.
@@ -156,18 +163,25 @@ impl Own {
     }
 }
 
-/// Passes on what the other nodes say, from when somebody says something.
-async fn listen(mut view: watch::Receiver<ClusterView>, peers: watch::Sender<PeerWords>) {
+/// Passes on what the other nodes say, from when somebody says something. If nobody does, what they
+/// said to the agent before this one: that it ended is no reason to give up their tasks.
+async fn listen(
+    mut view: watch::Receiver<ClusterView>,
+    peers: watch::Sender<PeerWords>,
+    last: Option<PeerWords>,
+) {
     let heard = view.wait_for(|view| view.from != From::Nobody);
     if time::timeout(PATIENCE, heard).await.is_err() {
         warn!(
             waited = ?PATIENCE,
-            "no agent on a manager is heard, going on with what this node and Docker's gossip say"
+            known_before = last.is_some(),
+            "no agent on a manager is heard, going on with what was said last, or with Docker's gossip"
         );
     }
     loop {
         let view_now = view.borrow_and_update().clone();
-        peers.send_replace(words_of(&view_now));
+        let before = last.as_ref().filter(|_| view_now.declared.is_none());
+        peers.send_replace(before.cloned().unwrap_or_else(|| words_of(&view_now)));
         if view.changed().await.is_err() {
             return;
         }
@@ -184,6 +198,7 @@ fn words_of(view: &ClusterView) -> PeerWords {
         reports: said.collect(),
         alive: (view.from != From::Nobody).then(|| alive.collect()),
         settled: true,
+        dated: false,
         noticed: Instant::now(),
     }
 }

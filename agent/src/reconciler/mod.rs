@@ -368,7 +368,7 @@ impl<K: Kernel> Reconciler<K> {
         let applied = self.apply(&plan.ops).and_then(|()| {
             let epoch = self.epoch;
             let moment = || Moment(Instant::now().saturating_duration_since(epoch));
-            self.vips.pass(&mut self.kernel, &snapshot, moment)
+            self.vips.pass(&mut self.kernel, (&snapshot, &self.local.node), moment)
         });
         self.note_unserved();
         self.note_problems(&plan.problems, &snapshot);

@@ -96,13 +96,13 @@ impl Vips {
     pub(super) fn pass(
         &mut self,
         kernel: &mut impl Kernel,
-        snapshot: &MeshSnapshot,
+        (snapshot, node): (&MeshSnapshot, &NodeName),
         moment: impl Fn() -> Moment,
     ) -> Result<usize, Error> {
         if !kernel.serves_vips() {
             return Ok(0);
         }
-        let plan = self.planner.plan(snapshot, self.spaces.as_ref(), moment());
+        let plan = self.planner.plan(snapshot, node, self.spaces.as_ref(), moment());
         self.problems = plan.problems.iter().map(ToString::to_string).collect();
         self.wake = plan.wake;
         for op in &plan.ops {

@@ -1,9 +1,14 @@
 //! A dockerd that is absent, forbidden, slow, cut off or out of its mind.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use serde_json::json;
 use tokio::time::timeout;
+use weir::source::SourceState;
+use weir_mesh::{
+    NodeName,
+    cluster::{NodeId, Report, ReportedNode},
+};
 
 use crate::{
     fake::Answer,
@@ -137,4 +142,24 @@ async fn nothing_is_published_until_the_other_nodes_have_had_their_say() {
     assert!(state.desired.is_none() && state.readings == 0, "{state:?}");
     watched.peers.send_modify(|peers| peers.settled = true);
     watched.until_tasks(&[ACTIVE]).await;
+}
+
+#[tokio::test]
+async fn nothing_has_ended_because_it_is_not_in_what_an_agent_before_this_one_was_told() {
+    let mut watched = Watched::with_a_task();
+    watched.until_tasks(&[ACTIVE]).await;
+    let node = ReportedNode { hostname: "n2".to_owned(), address: [10, 0, 0, 2].into() };
+    let report = Report { node, tasks: BTreeMap::new() };
+    for dated in [true, false] {
+        watched.peers.send_modify(|peers| {
+            peers.dated = dated;
+            peers.reports = [(NodeId::new("id2"), Arc::new(report.clone()))].into();
+        });
+        let whole = |state: &SourceState, name: &str| {
+            let nodes = state.desired.as_ref().map(|desired| &desired.nodes);
+            nodes.and_then(|nodes| Some(nodes.get(&NodeName::new(name))?.whole))
+        };
+        let state = watched.until(|state| whole(state, "n2") == Some(!dated)).await;
+        assert_eq!(whole(&state, "m1"), Some(true), "this node knows its own tasks");
+    }
 }

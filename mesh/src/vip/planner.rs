@@ -11,6 +11,7 @@ use crate::{
     ident::Ident,
     install::Region,
     plan::{GRACE, Moment, extents::Extents, pool::Pool},
+    service::NodeName,
     snapshot::MeshSnapshot,
 };
 
@@ -84,7 +85,7 @@ impl VipPlanner {
         self.outstanding = self.outstanding.saturating_sub(1);
     }
 
-    /// What must change so that the maps serve this snapshot to the namespaces of this node. While
+    /// What must change so that the maps serve this snapshot to the namespaces of node `here`. While
     /// nobody knows those (`None`), those that are installed stay.
     ///
     /// The operations must be applied in order and each reported to [`Self::applied`]. If some were
@@ -92,6 +93,7 @@ impl VipPlanner {
     pub fn plan(
         &mut self,
         snapshot: &MeshSnapshot,
+        here: &NodeName,
         spaces: Option<&LocalSpaces>,
         now: Moment,
     ) -> VipPlan {
@@ -104,7 +106,7 @@ impl VipPlanner {
             None => self.installed.spaces.clone(),
         };
         let attached: BTreeSet<Ident> = spaces.values().flatten().copied().collect();
-        let wanted = wanted(snapshot, &attached, &mut draft.problems);
+        let wanted = wanted(snapshot, here, &attached, &mut draft.problems);
         self.plan_spaces(&spaces, &mut draft);
         self.plan_removals(&wanted, &mut draft);
         for (key, wanted) in wanted {

@@ -9,7 +9,7 @@ use super::{VipKey, VipProblem};
 use crate::{
     balance::interleave::{cell_cap, reduce},
     ident::Ident,
-    service::{NetworkId, Service, ServiceName, Task, TaskState},
+    service::{Locality, NetworkId, NodeName, Service, ServiceName, Task, TaskState},
     snapshot::MeshSnapshot,
 };
 
@@ -26,6 +26,7 @@ pub(super) struct Wanted<'a> {
 /// the same one the first by name gets it.
 pub(super) fn wanted<'a>(
     snapshot: &'a MeshSnapshot,
+    here: &NodeName,
     attached: &BTreeSet<Ident>,
     problems: &mut Vec<VipProblem>,
 ) -> BTreeMap<VipKey, Wanted<'a>> {
@@ -52,7 +53,7 @@ pub(super) fn wanted<'a>(
                     }
                     continue;
                 }
-                let cells = cells(service, network, *address);
+                let cells = cells(service, here, network, *address);
                 let stride = stride(&cells);
                 all.insert(key, Wanted { service: name, cells, stride });
             }
@@ -61,17 +62,23 @@ pub(super) fn wanted<'a>(
     all
 }
 
-fn cells(service: &Service, network: &NetworkId, vip: IpAddr) -> Vec<IpAddr> {
+/// The askers are this node's: by the service's locality its own tasks come first, or are all.
+fn cells(service: &Service, here: &NodeName, network: &NetworkId, vip: IpAddr) -> Vec<IpAddr> {
     let takes_flows = |task: &&Task| task.state == TaskState::Active && task.weight > 0;
     let address = |task: &Task| {
         let mut own = task.networks.get(network)?.iter().copied();
         own.find(|own| own.is_ipv4() == vip.is_ipv4())
     };
-    let mut tasks: Vec<(IpAddr, u64)> = service
-        .tasks
-        .iter()
-        .filter(takes_flows)
-        .filter_map(|task| Some((address(task)?, u64::from(task.weight))))
+    let serving = service.tasks.iter().filter(takes_flows);
+    let serving = serving.filter_map(|task| Some((task, address(task)?)));
+    let own_only = match service.locality {
+        Locality::Cluster => false,
+        Locality::PreferLocal => serving.clone().any(|(task, _)| task.node == *here),
+        Locality::Local => true,
+    };
+    let mut tasks: Vec<(IpAddr, u64)> = serving
+        .filter(|(task, _)| !own_only || task.node == *here)
+        .map(|(task, address)| (address, u64::from(task.weight)))
         .collect();
     tasks.sort_unstable();
     // Two tasks at one address are one, of which the word about the other is old.

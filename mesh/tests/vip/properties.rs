@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 use weir_mesh::{MeshSnapshot, TaskState, vip::LocalSpaces};
 
-use crate::world::{LIMITS, World, service, snapshot, spaces, task};
+use crate::world::{LIMITS, World, here, service, snapshot, spaces, task};
 
 const NETWORKS: [&str; 3] = ["blue", "green", "red"];
 
@@ -118,7 +118,7 @@ proptest! {
             if let Some(spaces) = &step.spaces {
                 local = spaces.clone();
             }
-            let plan = world.planner.plan(&step.mesh, Some(&local), world.now);
+            let plan = world.planner.plan(&step.mesh, &here(), Some(&local), world.now);
             let upto = step.cut.map_or(plan.ops.len(), |cut| cut.index(plan.ops.len() + 1));
             world.apply(&plan.ops[..upto]);
             if upto < plan.ops.len() {
@@ -130,7 +130,7 @@ proptest! {
                 let reached = reached.map(|turns| turns.into_keys().collect::<BTreeSet<_>>());
                 prop_assert_eq!(reached, Some(tasks), "{} in {}\n{}", vip, space, world.kernel.dump());
             }
-            prop_assert!(world.planner.plan(&step.mesh, Some(&local), world.now).ops.is_empty());
+            prop_assert!(world.planner.plan(&step.mesh, &here(), Some(&local), world.now).ops.is_empty());
         }
     }
 }

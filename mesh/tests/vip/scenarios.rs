@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use weir_mesh::{
+    Generation, Locality, MeshSnapshot, Node, NodeName, Service, Task,
     TaskState::{Active, Down, Draining},
     plan::GRACE,
     vip::{VipLimits, VipOp},
@@ -152,4 +153,30 @@ fn what_an_agent_left_in_pieces_is_put_right() {
     assert_eq!(world.reached(7, ip(VIP)), turns(&[("10.0.9.11", 1), ("10.0.9.12", 1)]));
     world.pass(Duration::from_secs(1));
     assert_eq!(world.serve(&mesh, Some(&local)).ops, []);
+}
+
+#[test]
+fn by_locality_the_nodes_own_tasks_come_first_or_are_all() {
+    let mut world = World::new(LIMITS);
+    let (near, far) = ("10.0.9.11", "10.0.9.12");
+    for (locality, own, reached) in [
+        (Locality::Cluster, Active, &[(near, 1), (far, 1)][..]),
+        (Locality::PreferLocal, Active, &[(near, 1)]),
+        (Locality::PreferLocal, Draining, &[(far, 1)]),
+        (Locality::Local, Active, &[(near, 1)]),
+        (Locality::Local, Draining, &[]),
+    ] {
+        let other = Task { node: NodeName::new("n2"), ..task("blue", 12, 1, Active) };
+        let web = service("web", &[("blue", VIP)], vec![task("blue", 11, 1, own), other]);
+        let mesh = MeshSnapshot::build(
+            Generation(1),
+            [("n1", "192.0.2.1"), ("n2", "192.0.2.2")]
+                .map(|(name, address)| Node::new(NodeName::new(name), ip(address)))
+                .into(),
+            vec![Service { locality, ..web }],
+        );
+        world.serve(&mesh.unwrap(), Some(&spaces(&[(7, &["blue"])])));
+        assert_eq!(world.reached(7, ip(VIP)), turns(reached), "{locality:?}, {own:?}");
+        world.pass(GRACE);
+    }
 }

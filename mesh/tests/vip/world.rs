@@ -34,7 +34,7 @@ impl World {
 
     /// Plans and applies all of it.
     pub fn serve(&mut self, snapshot: &MeshSnapshot, spaces: Option<&LocalSpaces>) -> VipPlan {
-        let plan = self.planner.plan(snapshot, spaces, self.now);
+        let plan = self.planner.plan(snapshot, &here(), spaces, self.now);
         self.apply(&plan.ops);
         assert_eq!(*self.planner.installed(), self.kernel);
         plan
@@ -115,6 +115,11 @@ impl World {
         }
         Some(turns)
     }
+}
+
+/// The node whose kernel it is.
+pub fn here() -> NodeName {
+    NodeName::new("n1")
 }
 
 /// Namespaces attached to networks: `[(7, &["blue"])]`.

@@ -31,6 +31,9 @@ pub struct PeerWords {
     /// Whether all has been heard that can be expected after a start. Until then the mesh from disk
     /// is better than half of one.
     pub settled: bool,
+    /// Whether it was said to an agent before this one: what has come since is not in it, so nothing
+    /// has ended because it is not in it.
+    pub dated: bool,
     /// When what led to the last change was noticed here.
     pub noticed: Instant,
 }
@@ -52,6 +55,7 @@ impl PeerWords {
             reports: BTreeMap::new(),
             alive: None,
             settled: true,
+            dated: false,
             noticed: Instant::now(),
         }
     }
@@ -120,7 +124,7 @@ impl Voices {
             None => reports.keys().cloned().collect(),
         };
         alive.insert(engine.node.clone());
-        let merged = merge(&Words {
+        let mut merged = merge(&Words {
             declared: declared.map(|declared| &**declared),
             hearsay: hearsay.map(|hearsay| &**hearsay),
             reports: &reports,
@@ -131,7 +135,11 @@ impl Voices {
         let notes = merged.notes.into_iter().map(fault).collect();
         // A node that found no place in the mesh is nobody in it, and not whoever has its host name.
         let unplaced = || NodeName::new(engine.node.as_str());
-        let here = Some(merged.names.get(&engine.node).cloned().unwrap_or_else(unplaced));
+        let here = merged.names.get(&engine.node).cloned().unwrap_or_else(unplaced);
+        for node in merged.nodes.values_mut().filter(|node| peers.dated && node.name != here) {
+            node.whole = false;
+        }
+        let here = Some(here);
         let desired = Desired {
             here,
             nodes: merged.nodes,
