@@ -109,7 +109,8 @@ impl Hub {
     pub fn new(settings: &Settings, counters: Arc<Counters>) -> Arc<Self> {
         let epoch = rand::random::<u64>().max(1);
         let (pulse, _) = watch::channel(Pulse::default());
-        let (state, seats) = (Mutex::default(), Arc::new(Semaphore::new(SEATS)));
+        let state = Mutex::new(State { table: Table::packing(), ..State::default() });
+        let seats = Arc::new(Semaphore::new(SEATS));
         Arc::new(Self { epoch, silence: settings.silence, counters, state, pulse, seats })
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, channel::Sender};
 use hyper::body::{Bytes, Incoming};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -60,7 +61,12 @@ pub const STUCK: Duration = Duration::from_secs(10);
 pub struct Inflow {
     body: Incoming,
     decoder: Decoder,
+    /// Found by looking ahead, and told once all that came before it has been taken.
+    over: Option<End>,
 }
+
+/// What a body brings next: its bytes, or its end.
+type Arrived = Option<Result<hyper::body::Frame<Bytes>, hyper::Error>>;
 
 /// Frames into a body, one at a time, and news no faster than the other side should be told.
 #[derive(Debug)]
@@ -77,14 +83,38 @@ const PARTS: u32 = 4;
 // === impl Inflow ===
 
 impl Inflow {
-    /// Reads a body.
-    pub fn new(body: Incoming) -> Self {
-        Self { body, decoder: Decoder::default() }
+    /// Reads what a node says.
+    pub fn of_node(body: Incoming) -> Self {
+        Self { body, decoder: Decoder::default(), over: None }
     }
 
-    /// Whether there is more that can be taken at once.
-    pub fn has_more(&self) -> bool {
+    /// Reads what a hub says.
+    pub fn of_hub(body: Incoming) -> Self {
+        Self { body, decoder: Decoder::unpacking(), over: None }
+    }
+
+    /// Whether there is more that can be taken at once. Looks at what has arrived, and does not wait.
+    pub fn has_more(&mut self) -> bool {
+        while self.over.is_none() && !self.decoder.has_frame() {
+            let Some(arrived) = self.body.frame().now_or_never() else { return false };
+            if let Err(end) = self.take(arrived) {
+                self.over = Some(end);
+            }
+        }
         self.decoder.has_frame()
+    }
+
+    fn take(&mut self, arrived: Arrived) -> Result<(), End> {
+        match arrived {
+            None => Err(End::Closed),
+            Some(Err(error)) => Err(End::Broken(tls::reason(&error))),
+            Some(Ok(frame)) => {
+                if let Ok(bytes) = frame.into_data() {
+                    self.decoder.push(&bytes);
+                }
+                Ok(())
+            }
+        }
     }
 
     /// What arrives next, within `patience`: a frame, or `None` for a part of one, which is a sign of
@@ -93,20 +123,15 @@ impl Inflow {
         if let Some(frame) = self.decoder.frame()? {
             return Ok(Some(frame));
         }
+        if let Some(end) = self.over.take() {
+            return Err(end);
+        }
         // In parts: when this process was held up, its timer is over before it has looked into its
         // socket. That ends one part, and then it looks.
         for _ in 0..PARTS {
             let Ok(arrived) = timeout(patience / PARTS, self.body.frame()).await else { continue };
-            match arrived {
-                None => return Err(End::Closed),
-                Some(Err(error)) => return Err(End::Broken(tls::reason(&error))),
-                Some(Ok(frame)) => {
-                    if let Ok(bytes) = frame.into_data() {
-                        self.decoder.push(&bytes);
-                    }
-                    return Ok(self.decoder.frame()?);
-                }
-            }
+            self.take(arrived)?;
+            return Ok(self.decoder.frame()?);
         }
         Err(End::Silent(patience))
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     reading::Place,
-    wire::{BATCH, Head, Item, Key, Span},
+    wire::{BATCH, Head, Item, Key, PACKED_BATCH, Span},
 };
 use frames::Frames;
 
@@ -29,6 +29,7 @@ pub struct Table {
     floor: u64,
     frames: Frames,
     dropped: u64,
+    packs: bool,
 }
 
 #[derive(Debug)]
@@ -41,6 +42,11 @@ struct Entry {
 // === impl Table ===
 
 impl Table {
+    /// One whose frames are packed: a hub's.
+    pub fn packing() -> Self {
+        Self { packs: true, ..Self::default() }
+    }
+
     /// The sequence number of the last change.
     pub fn head(&self) -> u64 {
         self.head
@@ -104,7 +110,8 @@ impl Table {
         true
     }
 
-    /// The next frame for a reader, about [`BATCH`] bytes long; `None` when it has everything.
+    /// The next frame for a reader, about [`BATCH`] bytes long, or [`PACKED_BATCH`] before it is
+    /// packed; `None` when it has everything.
     pub fn next(&mut self, place: &mut Place) -> Option<Bytes> {
         if place.begun && (place.at < self.floor || place.at > self.head) {
             *place = Place::default();
@@ -118,21 +125,26 @@ impl Table {
             *place = Place { at: to, begun: true };
             return Some(frame);
         }
+        let most = if self.packs { PACKED_BATCH } else { BATCH };
         let mut length = 0;
         let mut to = from;
         let mut picked = Vec::new();
         for (sequence, key) in self.order.range(from + 1..) {
-            if length >= BATCH {
+            if length >= most {
                 break;
             }
             to = *sequence;
             if let Some(entry) = self.entries.get(key) {
                 length += entry.bytes.len();
-                picked.push(&entry.bytes);
+                picked.push(&*entry.bytes);
             }
         }
-        let head = Head::Batch(Span { from, to, first, whole: to == self.head });
-        let frame = head.frame_with(picked.into_iter());
+        let span = Span { from, to, first, whole: to == self.head };
+        let frame = if self.packs {
+            span.packed_frame(&picked)
+        } else {
+            Head::Batch(span).frame_with(picked.into_iter())
+        };
         self.frames.keep((from, to), first, self.head, &frame);
         *place = Place { at: to, begun: true };
         Some(frame)

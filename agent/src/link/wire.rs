@@ -1,5 +1,8 @@
 //! What travels on the link: frames of a length, a head, and items. MessagePack with field names,
-//! so that a field that one side does not know yet disturbs nobody.
+//! so that a field that one side does not know yet disturbs nobody. What a hub tells a thousand nodes
+//! is packed.
+
+mod packing;
 
 use std::sync::Arc;
 
@@ -11,7 +14,7 @@ use weir_mesh::cluster::{
 };
 
 /// The path of the request, with the version of the protocol at its end.
-pub const PATH: &str = "/weir/link/1";
+pub const PATH: &str = "/weir/link/2";
 /// What every version's path begins with.
 pub const ANY_VERSION: &str = "/weir/link/";
 /// Longest frame, in bytes. Whoever sends a longer one is cut off.
@@ -20,6 +23,8 @@ pub const MOST_FRAME: usize = 1 << 20;
 pub const MOST_ITEM: usize = 256 << 10;
 /// A batch ends with the item that reaches this length.
 pub const BATCH: usize = 64 << 10;
+/// The same for batches that are packed: the longer, the more there is to repeat.
+pub const PACKED_BATCH: usize = 256 << 10;
 
 /// One entry of the table: a key, and what it has now. `None`: it is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +81,13 @@ pub enum Head {
     },
     /// Items, and which stretch of the table they are.
     Batch(Span),
+    /// The same with items that are packed. Only hubs send it.
+    Packed {
+        /// Which stretch of the table they are.
+        span: Span,
+        /// Bytes of the items once they are unpacked.
+        length: usize,
+    },
     /// A sign of life.
     Beat {
         /// Whether the sender can tell a whole view.
@@ -119,7 +131,7 @@ pub struct Frame {
     pub head: Head,
     /// The items of a batch.
     pub items: Vec<Item>,
-    /// Bytes that it was long.
+    /// Bytes that it was long, its items unpacked.
     pub length: usize,
 }
 
@@ -138,6 +150,12 @@ pub enum Garbled {
         /// How long it is.
         length: usize,
     },
+    /// Packed items from one who may not pack.
+    #[error("packed items; only a hub may send these")]
+    Packed,
+    /// Packed items that are not what they claim to be.
+    #[error("packed items that cannot be unpacked: {0}")]
+    Packing(String),
     /// Not what this version knows.
     #[error("a frame that cannot be read: {0}")]
     Content(#[from] rmp_serde::decode::Error),
@@ -147,6 +165,7 @@ pub enum Garbled {
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: BytesMut,
+    unpacks: bool,
 }
 
 // === impl Item ===
@@ -224,7 +243,7 @@ impl Head {
     }
 
     /// A frame with items that are bytes already.
-    pub fn frame_with<'b>(&self, items: impl Iterator<Item = &'b Bytes>) -> Bytes {
+    pub fn frame_with<'b>(&self, items: impl Iterator<Item = &'b [u8]>) -> Bytes {
         let mut buffer = BytesMut::with_capacity(128).writer();
         buffer.get_mut().put_u32(0);
         // Writing to memory cannot fail, and a head has nothing that has no encoding.
@@ -237,9 +256,30 @@ impl Head {
     }
 }
 
+// === impl Span ===
+
+impl Span {
+    /// A frame with items that are bytes already; packed if that makes it shorter.
+    pub fn packed_frame(self, items: &[&[u8]]) -> Bytes {
+        let items = items.concat();
+        match packing::pack(&items) {
+            Some(packed) => {
+                let head = Head::Packed { span: self, length: items.len() };
+                head.frame_with(std::iter::once(packed.as_slice()))
+            }
+            None => Head::Batch(self).frame_with(std::iter::once(items.as_slice())),
+        }
+    }
+}
+
 // === impl Decoder ===
 
 impl Decoder {
+    /// One that takes packed items, too: of a hub's frames.
+    pub fn unpacking() -> Self {
+        Self { unpacks: true, ..Self::default() }
+    }
+
     /// Takes what has arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
@@ -266,7 +306,11 @@ impl Decoder {
         self.buffer.advance(4);
         let bytes = self.buffer.split_to(length);
         let mut rest: &[u8] = &bytes;
-        let head = rmp_serde::decode::from_read(&mut rest)?;
+        let mut head = rmp_serde::decode::from_read(&mut rest)?;
+        let (unpacked, mut length) = (packing::unpack(&head, rest, self.unpacks)?, length);
+        if let Some((span, items)) = &unpacked {
+            (head, rest, length) = (Head::Batch(*span), items, items.len());
+        }
         let mut items = Vec::new();
         while !rest.is_empty() {
             let before = rest.len();

@@ -19,14 +19,35 @@ pub struct Size {
     pub tasks: usize,
 }
 
-/// The name of a node, as long as Swarm's are. Node 0 is the manager.
+/// The name of a node, like Swarm's. Node 0 is the manager.
 pub fn name(at: usize) -> String {
-    format!("node{at:021}")
+    identity(1, at)
 }
 
-/// The task of a node by which changes are told.
+/// A task; the one with the number of a node tells that node's changes.
 pub fn mark(at: usize) -> TaskId {
-    TaskId::new(format!("task-{at}"))
+    TaskId::new(identity(2, at))
+}
+
+/// 25 characters of which none can be told from the others, as Swarm's are: names that only count
+/// would be packed much too well.
+fn identity(kind: u64, at: usize) -> String {
+    // SplitMix64.
+    let mut state = (kind << 32) + at as u64;
+    let mut drawn = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        u128::from(mixed ^ (mixed >> 31))
+    };
+    let mut rest = drawn() << 64 | drawn();
+    let digits = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut digit = || {
+        let digit = digits[(rest % 36) as usize];
+        rest /= 36;
+        char::from(digit)
+    };
+    (0..25).map(|_| digit()).collect()
 }
 
 impl Size {
@@ -34,7 +55,7 @@ impl Size {
     pub fn report(self, at: usize, life: Life) -> Arc<Report> {
         let own = (at..self.tasks).step_by(self.nodes);
         let task = |number: usize| ReportedTask {
-            service: ServiceId::new(format!("service{:018}", number / 10)),
+            service: ServiceId::new(identity(3, number / 10)),
             service_name: ServiceName::new(format!("stack_service-{}", number / 10)),
             name: full_name(number),
             ipv4: Some([172, 18, 0, 3].into()),
@@ -62,7 +83,7 @@ impl Size {
             manager: None,
         };
         let task = |number: usize| DeclaredTask {
-            service: ServiceId::new(format!("service{:018}", number / 10)),
+            service: ServiceId::new(identity(3, number / 10)),
             node: Some(NodeId::new(name(number % self.nodes))),
             slot: Some(number as u64 % 10),
             name: full_name(number),
@@ -81,5 +102,5 @@ fn address(at: usize) -> [u8; 4] {
 }
 
 fn full_name(number: usize) -> TaskName {
-    TaskName::new(format!("stack_service-{}.{}.{number:025}", number / 10, number % 10))
+    TaskName::new(format!("stack_service-{}.{}.{}", number / 10, number % 10, mark(number)))
 }

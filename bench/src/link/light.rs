@@ -1,9 +1,11 @@
 //! A node that speaks and listens as an agent does, and keeps nothing of what it hears.
 
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -29,7 +31,7 @@ use weir::link::{
     table::Table,
     tls::Tls,
     view::report_changes,
-    wire::{Head, Item, PATH},
+    wire::{Head, Item, PATH, Span},
 };
 use weir_mesh::cluster::{Life, NodeId, Report, TaskId};
 
@@ -44,6 +46,8 @@ pub struct Watched {
     pub heard: AtomicU64,
     /// Connections that were made.
     pub connects: AtomicU64,
+    /// Why connections ended, and how many for that reason.
+    pub ends: Mutex<BTreeMap<String, usize>>,
 }
 
 /// One light node.
@@ -64,6 +68,8 @@ struct Node {
     watched: Arc<Watched>,
 }
 
+/// As an agent's.
+const WINDOW: u32 = 256 << 10;
 const BEAT: Duration = Duration::from_millis(250);
 const SILENT: Duration = Duration::from_secs(10);
 
@@ -83,7 +89,10 @@ impl Light {
             loop {
                 let begun = Instant::now();
                 // Whatever ended it, it is tried again, as by an agent.
-                drop(node.converse().await);
+                if let Err(end) = node.converse().await {
+                    let mut ends = node.watched.ends.lock().unwrap_or_else(PoisonError::into_inner);
+                    *ends.entry(format!("{end:#}")).or_default() += 1;
+                }
                 if begun.elapsed() > Duration::from_secs(4) {
                     backoff.reset();
                 }
@@ -105,8 +114,8 @@ impl Node {
             tokio_rustls::TlsConnector::from(self.tls.client.clone()).connect(name, stream);
         let stream = timeout(SILENT, shaken).await??;
         let (mut requests, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(1 << 20)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .handshake::<_, Channel<Bytes>>(TokioIo::new(stream))
             .await?;
         let (mut out, body) = Channel::new(1);
@@ -161,10 +170,10 @@ impl Node {
             while let Some(frame) = cut(&mut buffer) {
                 let mut rest: &[u8] = &frame;
                 let head: Head = rmp_serde::decode::from_read(&mut rest)?;
-                let Head::Batch(span) = head else { continue };
+                let Some((span, items)) = unpack(head, rest)? else { continue };
                 // Of a snapshot nothing is kept, so that nothing of it needs to be read.
                 if whole {
-                    self.look(rest)?;
+                    self.look(&items)?;
                 }
                 if span.whole && !whole {
                     whole = true;
@@ -187,6 +196,17 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// The items of a batch, which are unpacked as an agent does it.
+fn unpack(head: Head, rest: &[u8]) -> Result<Option<(Span, Cow<'_, [u8]>)>> {
+    Ok(match head {
+        Head::Batch(span) => Some((span, rest.into())),
+        Head::Packed { span, length } => Some((span, zstd::bulk::decompress(rest, length)?.into())),
+        Head::Refused { reason } => bail!("refused: {reason}"),
+        Head::Again => bail!("the hub asks for everything again"),
+        _ => None,
+    })
 }
 
 fn cut(buffer: &mut BytesMut) -> Option<BytesMut> {

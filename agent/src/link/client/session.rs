@@ -38,6 +38,12 @@ const OPENING: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(5);
 /// A hub that is silent is not listened to any more; its connection is kept at least so long.
 const LEAST_PATIENCE: Duration = Duration::from_secs(3);
+/// Bytes that a hub may be ahead of this node. What waits here is old by the time it is read, where
+/// the hub would tell the newest; a batch of a snapshot is about 50 kB.
+const WINDOW: u32 = 256 << 10;
+/// While there is more to take at once, the view is shown no faster than this: showing it makes the
+/// next change copy what everybody holds.
+const SHOW: Duration = Duration::from_millis(50);
 /// Values that a view may have. A hub that sends more is cut off.
 const MOST_VALUES: usize = 2_000_000;
 
@@ -71,8 +77,8 @@ impl Client {
         }
         let (mut requests, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(1 << 20)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .max_header_list_size(8 << 10)
             .max_send_buf_size(128 << 10)
             .handshake::<_, Channel<Bytes>>(TokioIo::new(stream))
@@ -92,7 +98,7 @@ impl Client {
         let talk = async {
             let answer = tokio::time::timeout(OPENING, requests.send_request(request)).await;
             let response = answer.map_err(|_| End::Silent(OPENING))?.map_err(broken)?;
-            let inflow = Inflow::new(accepted(response).await?);
+            let inflow = Inflow::of_hub(accepted(response).await?);
             self.welcome(address, &host);
             let age = MAX_AGE.min(host.left()).mul_f64(rand::random_range(0.5..1.0));
             let (wish, wishes) = watch::channel(Wish::default());
@@ -129,9 +135,10 @@ impl Client {
         wish: watch::Sender<Wish>,
     ) -> Result<End, End> {
         let patience = (self.silence * 3).max(LEAST_PATIENCE);
+        // Whether there is something to show, and when something was shown.
+        let (mut whole, mut shown) = (false, Instant::now());
         loop {
             let arrived = inflow.next(patience).await?;
-            let mut whole = false;
             let news = self.with_peer(address, |peer| {
                 peer.heard = Some(Instant::now());
                 let Some(Frame { head, items, .. }) = arrived else { return Ok(false) };
@@ -148,9 +155,10 @@ impl Client {
                     Head::Beat { ready } => Ok(std::mem::replace(&mut peer.ready, ready) != ready),
                     Head::Batch(span) => {
                         match heard.take(span, items) {
-                            Ok(Taken::More) => {}
+                            Ok(Taken::More) => whole = false,
                             Ok(Taken::Whole) => whole = true,
                             Ok(Taken::Gap) => {
+                                whole = false;
                                 Counters::add(&self.counters.resyncs, 1);
                                 wish.send_modify(|wish| wish.again += 1);
                             }
@@ -163,7 +171,7 @@ impl Client {
                         Ok(false)
                     }
                     Head::Refused { reason } => Err(End::refused(&reason)),
-                    Head::Listen { .. } | Head::Deafen => {
+                    Head::Listen { .. } | Head::Deafen | Head::Packed { .. } => {
                         Err(End::Lied(format!("{node} wants to be told: it is no hub")))
                     }
                 }
@@ -174,8 +182,9 @@ impl Client {
                 Some(Ok(true)) => self.news.notify_one(),
                 Some(Ok(false)) => {}
             }
-            if whole && !inflow.has_more() {
+            if whole && (shown.elapsed() >= SHOW || !inflow.has_more()) {
                 self.show(address, node);
+                (whole, shown) = (false, Instant::now());
             }
         }
     }

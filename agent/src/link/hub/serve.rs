@@ -264,7 +264,7 @@ impl Hub {
         }
         let node = guest.node.clone();
         tokio::spawn(async move {
-            let end = self.converse(&node, Inflow::new(request.into_body()), &mut out).await;
+            let end = self.converse(&node, Inflow::of_node(request.into_body()), &mut out).await;
             match &end {
                 End::Lied(_) | End::Garbled(_) => {
                     let reason = end.to_string();

@@ -106,7 +106,10 @@ impl Hub {
                 Head::Listen { .. } | Head::Again => listen(Some(Place::default())),
                 Head::Deafen => listen(None),
                 Head::Refused { reason } => return End::refused(&reason),
-                Head::Hello { .. } => Err("a node greets like a hub".to_owned()),
+                // The decoder gives those of a hub as batches, and refuses those of a node.
+                Head::Hello { .. } | Head::Packed { .. } => {
+                    Err("a node speaks like a hub".to_owned())
+                }
             };
             match taken {
                 Ok(true) => {}

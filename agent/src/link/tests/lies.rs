@@ -43,7 +43,7 @@ impl Guest {
         let request = Request::post(format!("https://weir{path}")).body(body).expect("a request");
         let response = requests.send_request(request).await.expect("a response");
         // Without a handle to make requests the connection lives until its one request ends.
-        Self { out, response, decoder: Decoder::default() }
+        Self { out, response, decoder: Decoder::unpacking() }
     }
 
     pub async fn say(&mut self, from: u64, to: u64, first: bool, items: Vec<Item>) {
@@ -90,7 +90,7 @@ impl Guest {
 
 fn frame(span: Span, items: &[Item]) -> Bytes {
     let items: Vec<Bytes> = items.iter().map(|item| item.encode().expect("short")).collect();
-    Head::Batch(span).frame_with(items.iter())
+    Head::Batch(span).frame_with(items.iter().map(AsRef::as_ref))
 }
 
 pub async fn manager(ca: &Authority) -> TestNode {
@@ -142,7 +142,7 @@ async fn another_version_of_the_protocol_is_told_so() {
     let guest = Guest::join(&ca, &m1, "w1", "/weir/link/99").await;
     assert_eq!(guest.response.status(), 426);
     let text = guest.response.into_body().collect().await.expect("a body").to_bytes();
-    assert!(String::from_utf8_lossy(&text).contains("/weir/link/1"));
+    assert!(String::from_utf8_lossy(&text).contains(PATH));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 use weir_mesh::cluster::{Life, NodeId, ReportedNode, TaskId};
 
@@ -71,7 +70,7 @@ async fn an_item_that_is_too_long_ends_the_connection() {
     let mut bytes = Vec::new();
     rmp_serde::encode::write_named(&mut bytes, &heavy("w1", 1, MOST_ITEM)).expect("encoded");
     let head = Head::Batch(Span { from: 0, to: 1, first: true, whole: true });
-    guest.send(head.frame_with([Bytes::from(bytes)].iter())).await;
+    guest.send(head.frame_with([bytes.as_slice()].into_iter())).await;
     let reason = guest.refused().await;
     assert!(reason.contains("at most 262144 are taken"), "{reason}");
 }
