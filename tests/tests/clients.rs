@@ -1,5 +1,5 @@
 //! Which clients are served, and by whose tasks: `affinity`, `locality`, `allow` and `deny`, and
-//! `balance = "least-connections"`.
+//! `balance = "least-connections"`. All of it on both data planes.
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
@@ -8,16 +8,23 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::{Cases, How, Lab, Probe, Scene, State, Talk};
+use weir_tests::{Cases, How, Lab, Plane, Probe, Scene, State, Talk, eventually, on_both_planes};
 
 const STICKY: u16 = 8081;
 const NEAR: u16 = 8082;
 const HERE: u16 = 8083;
 const GUARDED: u16 = 8084;
+const INVITED: u16 = 8085;
+
+on_both_planes! {
+    clients_get_the_tasks_that_the_service_means_them_to_have
+    who_is_not_invited_is_counted_and_not_served_and_what_is_open_outlives_the_list
+    least_connections_follows_the_connections_that_are_open
+}
 
 /// Three hosts with a task of each service on each, but for `here`, which has none on n3.
-fn scene() -> Scene {
-    let mut scene = Scene::new(Lab::builder().hosts(3)).unwrap();
+fn scene(plane: Plane) -> Scene {
+    let mut scene = Scene::on(plane, Lab::builder().hosts(3)).unwrap();
     let denied: Vec<toml::Value> = {
         let client = scene.lab.client("c1").addresses();
         client.iter().map(|address| address.to_string().into()).collect()
@@ -62,9 +69,8 @@ fn only(task: &str) -> BTreeSet<String> {
     [task.to_owned()].into()
 }
 
-#[test]
-fn clients_get_the_tasks_that_the_service_means_them_to_have() {
-    let mut scene = scene();
+fn clients_get_the_tasks_that_the_service_means_them_to_have(plane: Plane) {
+    let mut scene = scene(plane);
     let mut cases = Cases::default();
     let hosts = [("n1", "t.1"), ("n2", "t.2"), ("n3", "t.3")];
 
@@ -141,6 +147,50 @@ fn clients_get_the_tasks_that_the_service_means_them_to_have() {
     cases.end(&scene).unwrap();
 }
 
+fn denied(scene: &Scene) -> u64 {
+    let text = scene.agent("n1").http("/metrics").unwrap().body;
+    let line = text.lines().find(|line| line.starts_with("weir_drops_total{reason=\"denied\"}"));
+    let value = line.and_then(|line| line.rsplit_once(' ')).map(|(_, value)| value.parse());
+    value.and_then(Result::ok).unwrap_or_default()
+}
+
+fn who_is_not_invited_is_counted_and_not_served_and_what_is_open_outlives_the_list(plane: Plane) {
+    let mut scene = Scene::on(plane, Lab::builder().hosts(1)).unwrap();
+    let client = scene.lab.client("c1").clone();
+    let own = client.addresses().iter().find(|own| own.is_ipv4()).unwrap().to_string();
+    scene.service("invited", INVITED).set("allow", vec![toml::Value::from(own)]);
+    scene.task("invited", "n1", "t.1").unwrap();
+    scene.start().unwrap();
+    let targets = scene.lab.host("n1").targets(INVITED);
+    let four = targets.iter().copied().find(|target| target.is_ipv4()).unwrap();
+    let six = targets.iter().copied().find(|target| target.is_ipv6()).unwrap();
+    let hows = [How::Tcp, How::UdpConnected];
+    let mut talks = hows.map(|how| Probe::new(how, four).open_in(client.netns()).unwrap());
+    for talk in &mut talks {
+        talk.ask().by("t.1").unwrap();
+    }
+    for how in hows {
+        let seen = client.ask(&Probe::new(how, six));
+        assert!(seen.task.is_none(), "{how:?}: {seen}");
+    }
+    eventually("both to be counted", Duration::from_secs(5), || {
+        let counted = denied(&scene);
+        // The kernel plane counts packets, and a client sends its first more than once.
+        ensure!(counted >= 2, "{counted}");
+        Ok(())
+    })
+    .unwrap();
+    scene.mesh.service("invited").set("allow", vec![toml::Value::from("192.0.2.0/24")]);
+    scene.apply().unwrap();
+    for how in hows {
+        let seen = client.ask(&Probe::new(how, four));
+        assert!(seen.task.is_none(), "{how:?}: {seen}");
+    }
+    for talk in &mut talks {
+        talk.ask().by("t.1").unwrap();
+    }
+}
+
 /// Opens so many connections and asks once by each; answers them, and how many `t.1` has.
 fn open(scene: &Scene, count: usize) -> (Vec<Talk>, usize) {
     let target = scene.lab.host("n1").targets(STICKY)[0];
@@ -154,10 +204,9 @@ fn open(scene: &Scene, count: usize) -> (Vec<Talk>, usize) {
     (talks.collect(), of_first)
 }
 
-#[test]
-fn least_connections_follows_the_connections_that_are_open() {
+fn least_connections_follows_the_connections_that_are_open(plane: Plane) {
     const CENSUS: Duration = Duration::from_millis(2500);
-    let mut scene = Scene::new(Lab::builder().hosts(1)).unwrap();
+    let mut scene = Scene::on(plane, Lab::builder().hosts(1)).unwrap();
     scene.service("least", STICKY).balance("least-connections");
     for name in ["t.1", "t.2", "t.3"] {
         scene.task("least", "n1", name).unwrap();
