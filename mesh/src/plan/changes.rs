@@ -265,13 +265,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Services of which something drains, when more is known of a node than before: what drained
-    /// there for lack of news may be known to have ended.
+    /// Services of which something leaves, when more is known of a node than before, or less: what
+    /// drained here for lack of news may be known to have ended, and what drained since its own node
+    /// ends its flows may be for this one to end.
     pub(super) fn add_accounted(&mut self, todo: &mut Todo<'a>) {
         let whole = self.snapshot.nodes.values().filter(|node| node.whole);
         let whole: BTreeSet<NodeName> = whole.map(|node| node.name.clone()).collect();
         let old = std::mem::replace(&mut self.planner.memory.whole, whole);
-        if self.planner.memory.whole.is_subset(&old) {
+        if self.planner.memory.whole == old {
             return;
         }
         let planner = &*self.planner;

@@ -83,21 +83,26 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the task of a backend is known to have ended: it is said to be down, or it is not
-    /// listed although all that lives on its node is. A task that was renamed with its node is still
-    /// at its address.
+    /// Whether the task of a backend is known to have ended, and it is for this node to end its flows:
+    /// it is said to be down, or it is not listed although all that lives on its node is. A task that
+    /// was renamed with its node is still at its address.
+    ///
+    /// What ends on another node that can say so drains here. That node knows first-hand, and ends the
+    /// flows of the task itself; those to which it has given a second chance only it can tell from them.
     fn has_ended(
         &self,
         service: Option<&Service>,
         listed: Option<&TaskState>,
         backend: &BackendRecord,
     ) -> bool {
+        let node = self.node_behind(backend.via).filter(|node| node.whole);
+        if node.is_some() && !backend.via.is_local() {
+            return false;
+        }
         if let Some(state) = listed {
             return *state == TaskState::Down;
         }
-        let Some(node) = self.node_behind(backend.via).filter(|node| node.whole) else {
-            return false;
-        };
+        let Some(node) = node else { return false };
         let here = |task: &&Task| task.node == node.name && task.state != TaskState::Down;
         let mut there = service.into_iter().flat_map(|service| &service.tasks).filter(here);
         !there.any(|task| (task.ipv4, task.ipv6) == (backend.ipv4, backend.ipv6))

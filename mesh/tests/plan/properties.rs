@@ -330,7 +330,7 @@ impl Story {
             };
             let known =
                 listed.contains(&backend.ident) || at.contains(&(backend.ipv4, backend.ipv6));
-            let ended = whole.contains(&on) && !known;
+            let ended = on.is_none() && whole.contains(&on) && !known;
             assert!(!ended || backend.state == BackendState::Gone, "{index:?}\n{}", kernel.dump());
         }
     }
