@@ -66,6 +66,8 @@ pub fn link_up(config: &Config, wires: Wires, late: &LateLink) -> Option<watch::
         files: files_seen,
         managers: managers_seen,
         declared: declared_seen,
+        // What should be is in the files, and no node is believed in that.
+        asked: watch::channel(None).1,
         report: report_seen,
     };
     let settings = link::Settings {

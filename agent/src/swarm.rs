@@ -98,6 +98,7 @@ async fn link_up(
         files: files_seen,
         managers: managers_seen,
         declared: declared_seen,
+        asked: state.asked.clone(),
         report: reports_seen,
     };
     let settings = link::Settings { silence: config.silence, ..link::Settings::at(config.listen) };

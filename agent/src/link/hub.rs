@@ -4,6 +4,7 @@ mod allowance;
 mod serve;
 mod session;
 mod strangers;
+mod unlisted;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +30,7 @@ use super::{
 };
 
 pub use serve::Serving;
+use unlisted::Unlisted;
 
 /// All that a manager's agent knows, and whom it tells.
 #[derive(Debug)]
@@ -67,6 +69,7 @@ struct State {
     /// When the managers' word first was there; the others then have a moment to report.
     began: Option<Instant>,
     ready: bool,
+    unlisted: Unlisted,
 }
 
 /// A node that reports.
@@ -135,7 +138,10 @@ impl Hub {
     /// Keeps what this node itself knows up to date, and who is alive. Ends when the inputs do.
     pub async fn run(
         self: Arc<Self>,
-        mut declared: watch::Receiver<Option<Arc<Declared>>>,
+        (mut declared, asked): (
+            watch::Receiver<Option<Arc<Declared>>>,
+            watch::Receiver<Option<std::time::Instant>>,
+        ),
         mut report: watch::Receiver<Arc<Report>>,
         mut known: watch::Receiver<Known>,
     ) {
@@ -153,6 +159,8 @@ impl Hub {
             // A worker's hub hears nobody who could fall silent.
             due = who.as_ref().filter(|who| who.role == Role::Manager).map(|_| now + tick);
             let own = who.map(|who| who.node);
+            // Before what it led to.
+            let asked = *asked.borrow();
             let said = declared.borrow_and_update().clone();
             let reported = report.borrow_and_update().clone();
             self.change(|state| {
@@ -161,6 +169,9 @@ impl Hub {
                 let silent = state.look_for_silence(now, self.silence);
                 Counters::add(&self.counters.silences, silent);
                 state.open(now, self.silence);
+                let (items, lies) = state.unlisted.look(asked, now.into_std());
+                items.into_iter().for_each(|item| state.say(item));
+                lies.iter().for_each(|(node, lie)| self.counters.refuse(node.as_str(), lie));
             });
             let ended = tokio::select! {
                 () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => false,
@@ -233,6 +244,9 @@ impl Reporter {
 
 impl State {
     fn say(&mut self, item: Item) {
+        if let Item::Report(node, task, None) = &item {
+            self.unlisted.forget(node, task);
+        }
         let key = item.key();
         let speaker = key.speaker().cloned();
         let before = speaker.as_ref().map_or(0, |_| self.table.length(&key));
@@ -255,9 +269,39 @@ impl State {
             return;
         }
         let changes = declared_changes(&old.unwrap_or_default(), &new);
+        let fewer = changes.iter().any(|item| matches!(item, Item::Task(_, None)));
         changes.into_iter().for_each(|item| self.say(item));
-        self.declared = Some(new);
+        self.declared = Some(new.clone());
         self.forget_strangers();
+        self.unlisted.listed(&new).into_iter().for_each(|item| self.say(item));
+        if fewer {
+            self.judge_all();
+        }
+    }
+
+    /// Looks at all that the other nodes have said: of what was listed something is not any more.
+    fn judge_all(&mut self) {
+        let now = std::time::Instant::now();
+        let view = self.replica.view(From::Own);
+        let own = self.own.as_ref().map(|(own, _)| own);
+        let declared = self.declared.as_deref();
+        for (node, known) in view.reports.iter().filter(|(node, _)| Some(*node) != own) {
+            for (task, said) in known.report.iter().flat_map(|report| &report.tasks) {
+                self.unlisted.note(declared, (node, task), said, now);
+            }
+        }
+    }
+
+    /// What is told of what a node says.
+    fn judge(&mut self, item: Item, now: std::time::Instant) -> Item {
+        match item {
+            Item::Report(node, task, Some(said)) => {
+                let declared = self.declared.as_deref();
+                let told = self.unlisted.judge(declared, (&node, &task), said, now);
+                Item::Report(node, task, Some(told))
+            }
+            other => other,
+        }
     }
 
     /// Nodes that left the cluster, and have no connection: what they said goes too.

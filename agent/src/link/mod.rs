@@ -25,7 +25,7 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, task::JoinSet};
@@ -67,6 +67,9 @@ pub struct Inputs {
     pub managers: watch::Receiver<BTreeSet<SocketAddr>>,
     /// On managers: what they declare. `None` while it is not known; always `None` on workers.
     pub declared: watch::Receiver<Option<Arc<Declared>>>,
+    /// On managers of a Swarm: when the last whole answer about that was asked for. What is declared
+    /// may be older by what it takes to get here.
+    pub asked: watch::Receiver<Option<Instant>>,
     /// What this node knows of itself and its tasks.
     pub report: watch::Receiver<Arc<Report>>,
 }
@@ -85,14 +88,14 @@ pub struct Link {
 /// Starts the link. Nothing that goes wrong ends it: certificates that are missing, ports that are
 /// taken, managers that cannot be reached are told by [`Link::status`], and tried again.
 pub fn start(settings: &Settings, inputs: Inputs) -> Link {
-    let Inputs { files, managers, declared, report } = inputs;
+    let Inputs { files, managers, declared, asked, report } = inputs;
     let counters = Arc::new(Counters::default());
     let known = keeper::keep(files, settings);
     let hub = Hub::new(settings, counters.clone());
     let serving = Serving::new(hub.clone(), settings.listen, known.clone());
     let client = Client::new(settings.silence, counters.clone(), known.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(hub.clone().run(declared, report.clone(), known.clone()));
+    tasks.spawn(hub.clone().run((declared, asked), report.clone(), known.clone()));
     tasks.spawn(serving.clone().run());
     tasks.spawn(client.clone().report(report));
     tasks.spawn(client.clone().connect(managers));

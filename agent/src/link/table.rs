@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     reading::Place,
-    wire::{BATCH, Head, Item, Key, PACKED_BATCH, Span},
+    wire::{BATCH, Head, Item, Key, Span},
 };
 use frames::Frames;
 
@@ -110,8 +110,8 @@ impl Table {
         true
     }
 
-    /// The next frame for a reader, about [`BATCH`] bytes long, or [`PACKED_BATCH`] before it is
-    /// packed; `None` when it has everything.
+    /// The next frame for a reader, about [`BATCH`] bytes long before it is packed; `None` when it
+    /// has everything.
     pub fn next(&mut self, place: &mut Place) -> Option<Bytes> {
         if place.begun && (place.at < self.floor || place.at > self.head) {
             *place = Place::default();
@@ -125,12 +125,11 @@ impl Table {
             *place = Place { at: to, begun: true };
             return Some(frame);
         }
-        let most = if self.packs { PACKED_BATCH } else { BATCH };
         let mut length = 0;
         let mut to = from;
         let mut picked = Vec::new();
         for (sequence, key) in self.order.range(from + 1..) {
-            if length >= most {
+            if length >= BATCH {
                 break;
             }
             to = *sequence;

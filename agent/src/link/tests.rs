@@ -4,5 +4,5 @@ mod cluster;
 mod identity;
 mod lies;
 mod limits;
-mod pki;
+pub(super) mod pki;
 mod road;

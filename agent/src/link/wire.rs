@@ -23,8 +23,6 @@ pub const MOST_FRAME: usize = 1 << 20;
 pub const MOST_ITEM: usize = 256 << 10;
 /// A batch ends with the item that reaches this length.
 pub const BATCH: usize = 64 << 10;
-/// The same for batches that are packed: the longer, the more there is to repeat.
-pub const PACKED_BATCH: usize = 256 << 10;
 
 /// One entry of the table: a key, and what it has now. `None`: it is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

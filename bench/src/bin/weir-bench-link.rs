@@ -333,7 +333,9 @@ impl Whole {
         let (_managers, managers) = watch::channel(BTreeSet::from([hub]));
         let (_declared, declared) = watch::channel(None);
         let (report_in, report) = watch::channel(report);
-        let link = start(&Settings::at(hub), Inputs { files, managers, declared, report });
+        let asked = watch::channel(None).1;
+        let inputs = Inputs { files, managers, declared, asked, report };
+        let link = start(&Settings::at(hub), inputs);
         let view = link.view();
         let held = Held { _declared, _managers, _files };
         Self { at, link, view, report: report_in, _held: held }

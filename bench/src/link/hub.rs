@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     sync::Arc,
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -85,7 +86,8 @@ pub async fn serve(directory: &Path, address: SocketAddr, size: Size) -> Result<
     let (_managers, managers) = watch::channel(BTreeSet::new());
     let (_declared, declared) = watch::channel(Some(Arc::new(size.declared())));
     let (_report, report) = watch::channel(size.report(0, Life::Active));
-    let link = start(&Settings::at(address), Inputs { files, managers, declared, report });
+    let (_asked, asked) = watch::channel(Some(Instant::now()));
+    let link = start(&Settings::at(address), Inputs { files, managers, declared, asked, report });
     tokio::task::spawn_blocking(move || -> Result<()> {
         for line in std::io::stdin().lines() {
             line?;

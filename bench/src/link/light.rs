@@ -19,6 +19,7 @@ use http_body_util::{
 };
 use hyper::{Request, body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use miniz_oxide::inflate::decompress_to_vec_with_limit;
 use rustls::pki_types::ServerName;
 use tokio::{
     net::TcpSocket,
@@ -202,7 +203,10 @@ impl Node {
 fn unpack(head: Head, rest: &[u8]) -> Result<Option<(Span, Cow<'_, [u8]>)>> {
     Ok(match head {
         Head::Batch(span) => Some((span, rest.into())),
-        Head::Packed { span, length } => Some((span, zstd::bulk::decompress(rest, length)?.into())),
+        Head::Packed { span, length } => {
+            let items = decompress_to_vec_with_limit(rest, length);
+            Some((span, items.map_err(|error| anyhow::anyhow!("{error}"))?.into()))
+        }
         Head::Refused { reason } => bail!("refused: {reason}"),
         Head::Again => bail!("the hub asks for everything again"),
         _ => None,

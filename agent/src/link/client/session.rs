@@ -39,7 +39,7 @@ const PACE: Duration = Duration::from_millis(5);
 /// A hub that is silent is not listened to any more; its connection is kept at least so long.
 const LEAST_PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes that a hub may be ahead of this node. What waits here is old by the time it is read, where
-/// the hub would tell the newest; a batch of a snapshot is about 50 kB.
+/// the hub would tell the newest; a batch of a snapshot is about 12 kB.
 const WINDOW: u32 = 256 << 10;
 /// While there is more to take at once, the view is shown no faster than this: showing it makes the
 /// next change copy what everybody holds.

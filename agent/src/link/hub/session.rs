@@ -282,7 +282,11 @@ impl State {
             }
         }
         let named = if span.whole { reporter.named.take() } else { None };
-        items.into_iter().for_each(|item| self.say(item));
+        let now = Instant::now().into_std();
+        for item in items {
+            let item = self.judge(item, now);
+            self.say(item);
+        }
         if let Some(named) = named {
             self.unsay(node, |key| !named.contains(key));
         }

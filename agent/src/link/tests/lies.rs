@@ -136,6 +136,43 @@ async fn a_worker_that_speaks_for_another_nodes_task_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_swarm_never_lists_gets_no_new_flows_and_its_node_is_named() {
+    let ca = Authority::new();
+    let m1 = manager(&ca).await;
+    m1.declare.send_replace(declared(&["m1", "w1"], &["s1"]));
+    let now = std::time::Instant::now();
+    let mut guest = Guest::join(&ca, &m1, "w1", PATH).await;
+    guest.say(0, 2, true, said_by("w1", "t1", Life::Active)).await;
+    let m1 = &m1;
+    let seen =
+        |life| eventually("seen", move || m1.sees("w1", "t1") == Some(life), || m1.refusals());
+    seen(Life::Active).await;
+    // A list that was asked for before proves nothing.
+    m1.ask.send_replace(Some(now));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    seen(Life::Active).await;
+    m1.ask.send_replace(Some(now + Duration::from_secs(60)));
+    seen(Life::Draining).await;
+    let reason = "w1: reports task t1 of service web, and Swarm lists no such task";
+    assert!(m1.refusals().contains(reason), "{}", m1.refusals());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_packs_what_it_says_is_refused() {
+    let ca = Authority::new();
+    let m1 = manager(&ca).await;
+    let mut guest = Guest::join(&ca, &m1, "w1", PATH).await;
+    let items: Vec<Bytes> = (0..100)
+        .flat_map(|at| said_by("w1", &format!("t{at}"), Life::Active))
+        .map(|item| item.encode().expect("short"))
+        .collect();
+    let span = Span { from: 0, to: 200, first: true, whole: true };
+    guest.send(span.packed_frame(&items.iter().map(AsRef::as_ref).collect::<Vec<_>>())).await;
+    let reason = guest.refused().await;
+    assert!(reason.contains("packed items; only a hub may send these"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_version_of_the_protocol_is_told_so() {
     let ca = Authority::new();
     let m1 = manager(&ca).await;

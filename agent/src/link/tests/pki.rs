@@ -116,6 +116,7 @@ pub struct TestNode {
     pub id: NodeId,
     pub root: TempDir,
     pub declare: watch::Sender<Option<Arc<Declared>>>,
+    pub ask: watch::Sender<Option<std::time::Instant>>,
     pub report: watch::Sender<Arc<Report>>,
     pub managers: watch::Sender<BTreeSet<SocketAddr>>,
     pub files: watch::Sender<Option<Files>>,
@@ -136,10 +137,16 @@ impl TestNode {
         let (managers, managers_out) = watch::channel(BTreeSet::new());
         let (declare, declared) = watch::channel(None);
         let (report, report_out) = watch::channel(Arc::new(report(&[])));
-        let inputs =
-            Inputs { files: files_out, managers: managers_out, declared, report: report_out };
+        let (ask, asked) = watch::channel(None);
+        let inputs = Inputs {
+            files: files_out,
+            managers: managers_out,
+            declared,
+            asked,
+            report: report_out,
+        };
         let link = start(&settings, inputs);
-        Self { link, id: NodeId::new(node), root, declare, report, managers, files }
+        Self { link, id: NodeId::new(node), root, declare, ask, report, managers, files }
     }
 
     pub async fn address(&self) -> SocketAddr {

@@ -25,6 +25,8 @@ pub struct DockerState {
     pub spaces: Option<Arc<Vec<Space>>>,
     /// What Swarm declares; only from managers.
     pub declared: Option<Arc<Declared>>,
+    /// When the last answer that holds all of that was asked for. Changes without news of the rest.
+    pub asked: watch::Receiver<Option<Instant>>,
     /// Docker's gossip; only on workers.
     pub hearsay: Option<Arc<Hearsay>>,
     /// When what led to the last change was noticed.
@@ -45,6 +47,7 @@ pub struct DockerState {
 #[derive(Clone, Debug)]
 pub(super) struct Publisher {
     state: watch::Sender<DockerState>,
+    asked: watch::Sender<Option<Instant>>,
     stirred: Arc<Notify>,
     socket: String,
 }
@@ -58,12 +61,13 @@ enum Part {
 }
 
 impl DockerState {
-    fn silent() -> Self {
+    fn silent(asked: watch::Receiver<Option<Instant>>) -> Self {
         Self {
             engine: None,
             report: None,
             spaces: None,
             declared: None,
+            asked,
             hearsay: None,
             noticed: Instant::now(),
             confirmed: None,
@@ -77,8 +81,9 @@ impl DockerState {
 
 impl Publisher {
     pub(super) fn new(socket: String) -> (Self, watch::Receiver<DockerState>) {
-        let (state, receiver) = watch::channel(DockerState::silent());
-        (Self { state, stirred: Arc::default(), socket }, receiver)
+        let (asked_in, asked) = watch::channel(None);
+        let (state, receiver) = watch::channel(DockerState::silent(asked));
+        (Self { state, asked: asked_in, stirred: Arc::default(), socket }, receiver)
     }
 
     /// Ends when nobody listens any more.
@@ -109,9 +114,12 @@ impl Publisher {
         self.publish(Part::Engine, Instant::now(), |state| replace(&mut state.spaces, spaces));
     }
 
-    /// Whether it is another than before.
-    pub(super) fn declared(&self, declared: Declared, noticed: Instant) -> bool {
-        self.publish(Part::Swarm, noticed, |state| replace(&mut state.declared, declared))
+    /// Whether it is another than before. `asked`: when it was asked for.
+    pub(super) fn declared(&self, declared: Declared, asked: Instant) -> bool {
+        let changed =
+            self.publish(Part::Swarm, asked, |state| replace(&mut state.declared, declared));
+        self.asked.send_replace(Some(asked));
+        changed
     }
 
     pub(super) fn last_declared(&self) -> Option<Arc<Declared>> {
