@@ -29,3 +29,4 @@ pub mod snapshots;
 pub mod source;
 pub mod state;
 pub mod swarm;
+pub mod upgrade;
