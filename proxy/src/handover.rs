@@ -48,7 +48,7 @@ pub enum HandoverError {
     },
 }
 
-/// Raised with every change of [`State`] that an older reader would not understand.
+/// Raised with every change of the state that an older reader would not understand.
 pub const FORMAT: u32 = 1;
 
 /// What the listeners of a proxy are told.
