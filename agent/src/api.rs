@@ -218,6 +218,13 @@ pub struct StateDump {
     pub dump: String,
 }
 
+/// The answer to `POST /api/v1/upgrade`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// Process number of the agent that is to go on.
+    pub pid: u32,
+}
+
 /// An answer that is an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

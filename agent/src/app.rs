@@ -1,6 +1,6 @@
 //! The agent, wired together. Read from the top: every arrow of `docs/architecture.md` is a line.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use tokio::{
@@ -10,6 +10,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 use weir_loader::Check;
+use weir_proxy::Proxy;
 
 use crate::{
     config::{Config, Mode, Overrides, SourceConfig},
@@ -21,7 +22,7 @@ use crate::{
     metrics::Metrics,
     observe::{Judged, Observer, Planes},
     plane::{
-        self,
+        self, Kind,
         beside::{Beside, Splitter},
     },
     probes::{
@@ -37,6 +38,7 @@ use crate::{
     source::{SourceState, docker::DockerState, file::FileSource},
     state::StateFile,
     swarm::{self, Followed, LateLink},
+    upgrade::{self, Heritage, Role, Succession, Successor},
 };
 
 /// Where the configuration came from, to read it again.
@@ -55,10 +57,17 @@ pub enum Ended {
     /// This node is reached at another address than was known when it began: another agent is to begin,
     /// with this configuration.
     Moved(Box<Config>),
+    /// Another process goes on.
+    Succeeded(Box<Succession>),
 }
 
 /// Runs the agent until it is told to stop. What it has put into the kernel stays there.
-pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Result<Ended> {
+pub async fn run(
+    config: Config,
+    origin: Origin,
+    logging: Logging,
+    heritage: Heritage,
+) -> anyhow::Result<Ended> {
     // One agent for one set of pins, and for one socket.
     let _pins = Lock::of_pins(&config.dataplane.pin)?;
     let _socket = Lock::of_socket(&config.socket)?;
@@ -88,7 +97,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     let metrics = Arc::new(Metrics::new());
     let settings = reconciler_settings(&config, &metrics);
     let Started { opening, handle: reconciler, thread } =
-        reconciler::thread::spawn(config.clone(), obstacles, settings)
+        reconciler::thread::spawn(config.clone(), obstacles, heritage.clone(), settings)
             .context("cannot start the reconciler's thread")?;
     let beside = Beside::default();
     let splitter = Splitter {
@@ -97,6 +106,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         main: reconciler.clone(),
         beside: beside.clone(),
         findings: findings.clone(),
+        heritage: heritage.clone(),
     };
     tokio::spawn(splitter.run(view.clone()));
     let followed = dns::Inputs {
@@ -119,12 +129,13 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         config.clone(),
         source_state,
         judged,
-        Planes { main: reconciler.clone(), beside },
+        Planes { main: reconciler.clone(), beside: beside.clone() },
         opened,
         link,
     )
     .with_dns(dns);
-    doors.serve(Routes { observer, metrics: metrics.clone() });
+    let (upgrades_in, upgrades) = mpsc::channel(1);
+    doors.serve(Routes { observer, metrics: metrics.clone(), upgrades: upgrades_in });
 
     let already = opening.await.context("the reconciler's thread ended early")??;
     hosts::settled(others, config.link.silence).await;
@@ -132,6 +143,11 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     held.send(already).ok();
     tokio::spawn(refusals::run(reconciler.clone(), findings));
     opened_in.send_replace(true);
+    let role = match reconciler.report().borrow().plane.as_ref().map(|plane| plane.kind) {
+        Some(Kind::Proxy) => Role::Alone,
+        _ => Role::Beside,
+    };
+    tokio::spawn(heritage.settle(role));
     info!(node = %config.node.name, address = %config.node.address, "the agent runs");
 
     let in_swarm = docker.is_some();
@@ -139,6 +155,10 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
     let outcome = tokio::select! {
         stopped = until_stopped(&reload, &reconciler) => stopped.map(|()| Ended::Stopped),
         config = moved(docker, &config, &reload.origin) => Ok(Ended::Moved(config)),
+        successor = succeeded(upgrades) => {
+            let proxy = leave(role, &reconciler, &beside).await;
+            Ok(Ended::Succeeded(Box::new(Succession { successor, proxy })))
+        }
     };
     if in_swarm && matches!(outcome, Ok(Ended::Stopped)) {
         farewell::wait(view, reconciler.report(), &config.node.name).await;
@@ -156,6 +176,41 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         );
     }
     Ok(outcome)
+}
+
+/// Waits for an upgrade that can begin. One that cannot changes nothing.
+async fn succeeded(mut upgrades: mpsc::Receiver<upgrade::Request>) -> Successor {
+    while let Some(asked) = upgrades.recv().await {
+        let called = tokio::task::spawn_blocking(Successor::call).await;
+        match called.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(successor) => {
+                let pid = successor.pid();
+                info!(pid, "another agent is to go on");
+                // Whoever asked may have gone.
+                asked.send(Ok(pid)).ok();
+                // The answer goes out by this very runtime.
+                tokio::time::sleep(ANSWERED).await;
+                return successor;
+            }
+            Err(error) => {
+                error!(error, "no upgrade");
+                asked.send(Err(error)).ok();
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// Long enough for an answer over a local socket.
+const ANSWERED: Duration = Duration::from_millis(100);
+
+/// What goes on without this agent only if another one takes it over.
+async fn leave(role: Role, main: &Handle, beside: &Beside) -> Option<(Role, Proxy)> {
+    let proxy = match role {
+        Role::Alone => main.leave().await,
+        Role::Beside => beside.get()?.leave().await,
+    };
+    Some((role, proxy?))
 }
 
 /// Waits until dockerd says that other nodes reach this one at another address than the agent began

@@ -1,4 +1,5 @@
-//! The HTTP server: the same read-only routes on the metrics port and on the admin socket.
+//! The HTTP server: the same read-only routes on the metrics port and on the admin socket, which takes
+//! an upgrade besides.
 
 mod page;
 #[cfg(test)]
@@ -27,11 +28,11 @@ use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc, oneshot},
 };
 use tracing::{debug, warn};
 
-use crate::{api, dns::view::QueryView, health, metrics::Metrics, observe::Observer};
+use crate::{api, dns::view::QueryView, health, metrics::Metrics, observe::Observer, upgrade};
 
 /// What the routes answer from.
 pub struct Routes {
@@ -39,6 +40,8 @@ pub struct Routes {
     pub observer: Observer,
     /// Tells them as metrics.
     pub metrics: Arc<Metrics>,
+    /// Takes upgrades that somebody asks for.
+    pub upgrades: mpsc::Sender<upgrade::Request>,
 }
 
 /// Why a server cannot serve.
@@ -144,6 +147,9 @@ impl Routes {
 
     async fn answer<B>(&self, request: &Request<B>, door: Door) -> Response<Full<Bytes>> {
         let (method, uri) = (request.method(), request.uri());
+        if method == Method::POST && uri.path() == "/api/v1/upgrade" && door == Door::Socket {
+            return self.upgrade().await;
+        }
         if method != Method::GET && method != Method::HEAD {
             let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "read-only: use GET");
             response
@@ -172,6 +178,21 @@ impl Routes {
             path => page::file(path).unwrap_or_else(|| {
                 failure(StatusCode::NOT_FOUND, "no such path; / lists what there is")
             }),
+        }
+    }
+
+    async fn upgrade(&self) -> Response<Full<Bytes>> {
+        let (answer, answered) = oneshot::channel();
+        if self.upgrades.try_send(answer).is_err() {
+            return failure(
+                StatusCode::CONFLICT,
+                "the agent does not run yet, or is upgrading already",
+            );
+        }
+        match answered.await {
+            Ok(Ok(pid)) => json(&api::Upgrade { pid }),
+            Ok(Err(error)) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error),
+            Err(_) => failure(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending"),
         }
     }
 

@@ -30,3 +30,4 @@ pub mod snapshots;
 pub mod source;
 pub mod state;
 pub mod swarm;
+pub mod upgrade;

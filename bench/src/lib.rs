@@ -4,6 +4,7 @@ pub mod dns;
 pub mod link;
 pub mod machine;
 pub mod peers;
+pub mod proxies;
 
 /// Median, lowest and highest of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]

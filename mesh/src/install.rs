@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     access::Subnet,
@@ -23,28 +23,30 @@ use crate::{
 pub use apply::Violation;
 
 /// Position of a backend in the kernel's backend array; 0 is never used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BackendIndex(pub u32);
 
 /// Counts the uses of one [`BackendIndex`]: a flow of an earlier use cannot land on a later one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct BackendGeneration(pub u16);
 
 /// Dense number of a service on this node, for statistics and tags; 0 is never used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServiceId(pub u32);
 
 /// Position of a service record in the kernel's record array; 0 is never used. Records are
 /// immutable while a port points at them: a change writes a new one and flips the port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Slot(pub u32);
 
 /// Number of a list of address ranges; 0 is never used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ListId(pub u32);
 
@@ -52,12 +54,14 @@ pub struct ListId(pub u32);
 pub type Rules = BTreeMap<Subnet, bool>;
 
 /// Position of a node in the kernel's node array; 0 is never used (it means "here").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeIndex(pub u16);
 
 /// A run of cells in the kernel's pick table, each naming a backend. Empty: no backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Region {
     /// First cell.
     pub offset: u32,
@@ -66,7 +70,7 @@ pub struct Region {
 }
 
 /// A (protocol, published port) pair: what a client connects to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Frontend {
     /// The protocol.
     pub protocol: Protocol,
@@ -75,7 +79,7 @@ pub struct Frontend {
 }
 
 /// What the kernel may do with flows to a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
     /// New and established flows.
@@ -87,7 +91,7 @@ pub enum BackendState {
 }
 
 /// How packets for a backend leave this node's program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Via {
     /// Through the tunnel to another node.
@@ -112,7 +116,7 @@ pub enum Via {
 }
 
 /// A backend: one task, as the kernel sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendRecord {
     /// Identity of the task.
     pub ident: Ident,
@@ -134,7 +138,7 @@ pub struct BackendRecord {
 
 /// A service record: how a frontend finds a backend. Both address families have their own regions,
 /// since a task may have only one of the addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceRecord {
     /// Identity of the service.
     pub ident: Ident,
@@ -164,7 +168,7 @@ pub struct ServiceRecord {
 }
 
 /// A node, as the kernel sees it: the end of a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// Identity of the node.
     pub ident: Ident,
@@ -173,7 +177,7 @@ pub struct NodeRecord {
 }
 
 /// Everything the kernel maps hold that the planner decides.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installed {
     /// Other nodes.
     pub nodes: BTreeMap<NodeIndex, NodeRecord>,

@@ -97,6 +97,8 @@ reasons! {
     TaskTimeout = "task_timeout",
     /// No task that was tried accepted the connection.
     ConnectFailed = "connect_failed",
+    /// One side of a connection was reset, or acknowledged nothing any more; the other was reset, too.
+    Broken = "broken",
     /// A connection that was silent for its timeout.
     Idle = "idle",
     /// There are as many connections as there may be.

@@ -10,6 +10,7 @@ mod address;
 mod backend;
 mod counters;
 mod directory;
+mod handover;
 pub mod header;
 mod listen;
 mod port;
@@ -25,5 +26,6 @@ mod udp;
 mod worker;
 
 pub use counters::{Counted, Reason};
-pub use proxy::{BackendCounts, Proxy, ProxyError, Usage};
+pub use handover::{FORMAT, Handover, HandoverError};
+pub use proxy::{BackendCounts, Proxy, ProxyError, Remains, Usage};
 pub use settings::Settings;

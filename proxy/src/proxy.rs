@@ -1,9 +1,11 @@
 //! The proxy as its owner sees it: operations in, counters out.
 
+mod succession;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -18,6 +20,7 @@ use weir_mesh::{
 use crate::{
     backend::Backend,
     counters::{Counted, Reason},
+    handover::{HandoverError, Place, Word},
     listen,
     port::Port,
     relay,
@@ -26,9 +29,12 @@ use crate::{
     settings::Settings,
     shared::Shared,
     tcp,
-    udp::{self, Entrance},
+    udp::{self, Entrance, Inherited},
     worker::Worker,
 };
+
+use succession::Heirlooms;
+pub use succession::Remains;
 
 /// The userspace data plane. One owner applies operations; workers carry traffic.
 pub struct Proxy {
@@ -36,9 +42,10 @@ pub struct Proxy {
     installed: Installed,
     backends: HashMap<BackendIndex, Arc<Backend>>,
     services: HashMap<Ident, Arc<Service>>,
-    listeners: BTreeMap<Frontend, watch::Sender<bool>>,
+    listeners: BTreeMap<Frontend, watch::Sender<Word>>,
     unserved: BTreeMap<Frontend, String>,
-    _relay: watch::Sender<bool>,
+    relay: watch::Sender<Word>,
+    heirlooms: Heirlooms,
     /// Dropped last: they end everything.
     workers: Vec<Worker>,
 }
@@ -62,6 +69,9 @@ pub enum ProxyError {
         #[source]
         error: io::Error,
     },
+    /// There is no going on with what another proxy has left.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
 }
 
 /// What is counted of a task.
@@ -94,20 +104,26 @@ impl Proxy {
     /// # Errors
     /// When a thread cannot be started, or the relay port is taken.
     pub fn start(settings: Settings) -> Result<Self, ProxyError> {
+        let mut proxy = Self::begin(settings, Heirlooms::default())?;
+        proxy.relay = listen_for_nodes(&proxy.shared, &proxy.workers, None, None)?;
+        Ok(proxy)
+    }
+
+    /// One that nobody reaches yet.
+    fn begin(settings: Settings, heirlooms: Heirlooms) -> Result<Self, ProxyError> {
         let workers =
             (0..settings.workers.max(1)).map(Worker::start).collect::<Result<Vec<_>, _>>();
         let workers = workers.map_err(ProxyError::Worker)?;
         let batches = probe_batches().map_err(ProxyError::Worker)?;
-        let shared = Arc::new(Shared::new(settings, batches));
-        let relay = listen_for_nodes(&shared, &workers)?;
         Ok(Self {
-            shared,
+            shared: Arc::new(Shared::new(settings, batches)),
             installed: Installed::default(),
             backends: HashMap::new(),
             services: HashMap::new(),
             listeners: BTreeMap::new(),
             unserved: BTreeMap::new(),
-            _relay: relay,
+            relay: watch::Sender::default(),
+            heirlooms,
             workers,
         })
     }
@@ -288,13 +304,19 @@ impl Proxy {
         }
     }
 
-    fn open_tcp(&self, port: &Arc<Port>) -> io::Result<watch::Sender<bool>> {
-        let sockets = listen::tcp(port.frontend, self.workers.len(), &self.shared.settings)?;
-        let stop = watch::Sender::new(false);
-        for (worker, socket) in self.workers.iter().zip(sockets) {
+    fn open_tcp(&mut self, port: &Arc<Port>) -> io::Result<watch::Sender<Word>> {
+        let place = Place::Port(port.frontend);
+        let sockets = match self.heirlooms.listeners(place) {
+            Some(sockets) => sockets,
+            None => listen::tcp(port.frontend, self.workers.len(), &self.shared.settings)?,
+        };
+        let stop = watch::Sender::default();
+        // The process before may have had more workers, or fewer.
+        for (worker, socket) in self.workers.iter().cycle().zip(sockets) {
             let (port, shared) = (port.clone(), self.shared.clone());
             worker.spawn(tcp::accept(
                 socket,
+                place,
                 shared.clone(),
                 stop.subscribe(),
                 move |stream, from| {
@@ -305,12 +327,16 @@ impl Proxy {
         Ok(stop)
     }
 
-    fn open_udp(&self, port: &Arc<Port>) -> io::Result<watch::Sender<bool>> {
-        let sockets = listen::udp(port.frontend, self.workers.len())?;
-        let stop = watch::Sender::new(false);
-        for (worker, socket) in self.workers.iter().zip(sockets) {
+    fn open_udp(&mut self, port: &Arc<Port>) -> io::Result<watch::Sender<Word>> {
+        let sockets = match self.heirlooms.sockets(Place::Port(port.frontend)) {
+            Some(sockets) => self.inherit(sockets, Some(port)),
+            None => fresh(listen::udp(port.frontend, self.workers.len())?),
+        };
+        let stop = watch::Sender::default();
+        for (worker, (socket, sessions)) in self.workers.iter().cycle().zip(sockets) {
             let entrance = Entrance::Port(port.clone());
-            worker.spawn(udp::run(socket, entrance, self.shared.clone(), stop.subscribe()));
+            let shared = self.shared.clone();
+            worker.spawn(udp::run(socket, entrance, sessions, shared, stop.subscribe()));
         }
         Ok(stop)
     }
@@ -318,7 +344,7 @@ impl Proxy {
     fn close(&mut self, frontend: Frontend) {
         self.unserved.remove(&frontend);
         if let Some(stop) = self.listeners.remove(&frontend) {
-            stop.send_replace(true);
+            stop.send_replace(Word::Stop);
         }
     }
 }
@@ -329,28 +355,46 @@ fn probe_batches() -> io::Result<UdpSocketState> {
     UdpSocketState::new((&socket).into())
 }
 
+/// Sockets without sessions.
+fn fresh(sockets: Vec<UdpSocket>) -> Vec<(UdpSocket, Vec<Inherited>)> {
+    sockets.into_iter().map(|socket| (socket, Vec::new())).collect()
+}
+
+/// By the sockets that are there already, or by new ones.
 fn listen_for_nodes(
     shared: &Arc<Shared>,
     workers: &[Worker],
-) -> Result<watch::Sender<bool>, ProxyError> {
+    listeners: Option<Vec<TcpListener>>,
+    sockets: Option<Vec<(UdpSocket, Vec<Inherited>)>>,
+) -> Result<watch::Sender<Word>, ProxyError> {
     let address = SocketAddr::new(shared.settings.address, shared.settings.relay_port);
     let failed = |protocol| move |error| ProxyError::Relay { address, protocol, error };
-    let stop = watch::Sender::new(false);
-    let listeners = listen::tcp_at(address, workers.len(), &shared.settings);
-    let sockets = listen::udp_at(address, workers.len());
+    let stop = watch::Sender::default();
+    let listeners = match listeners {
+        Some(listeners) => Ok(listeners),
+        None => listen::tcp_at(address, workers.len(), &shared.settings),
+    };
+    let sockets = match sockets {
+        Some(sockets) => Ok(sockets),
+        None => listen::udp_at(address, workers.len()).map(fresh),
+    };
     let listeners = listeners.map_err(failed(Protocol::Tcp))?;
     let sockets = sockets.map_err(failed(Protocol::Udp))?;
-    for ((worker, listener), socket) in workers.iter().zip(listeners).zip(sockets) {
+    for (worker, listener) in workers.iter().cycle().zip(listeners) {
         let ours = shared.clone();
         worker.spawn(tcp::accept(
             listener,
+            Place::Relay(Protocol::Tcp),
             shared.clone(),
             stop.subscribe(),
             move |stream, from| {
                 tokio::spawn(relay::serve(stream, from, ours.clone()));
             },
         ));
-        worker.spawn(udp::run(socket, Entrance::Relay, shared.clone(), stop.subscribe()));
+    }
+    for (worker, (socket, sessions)) in workers.iter().cycle().zip(sockets) {
+        let shared = shared.clone();
+        worker.spawn(udp::run(socket, Entrance::Relay, sessions, shared, stop.subscribe()));
     }
     Ok(stop)
 }

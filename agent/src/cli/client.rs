@@ -19,8 +19,27 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks the agent for a path of its API.
 pub(super) fn get<T: DeserializeOwned>(agent: &AgentArgs, path: &str) -> Result<T, Failed> {
+    ask(agent, "GET", path, TIMEOUT)
+}
+
+/// Asks the agent to do something, which may take some time.
+pub(super) fn post<T: DeserializeOwned>(
+    agent: &AgentArgs,
+    path: &str,
+    most: Duration,
+) -> Result<T, Failed> {
+    ask(agent, "POST", path, most)
+}
+
+fn ask<T: DeserializeOwned>(
+    agent: &AgentArgs,
+    method: &str,
+    path: &str,
+    most: Duration,
+) -> Result<T, Failed> {
     let socket = socket_path(agent);
-    let answer = exchange(&socket, path).map_err(|error| unreachable(&socket, &error))?;
+    let answer =
+        exchange(&socket, method, path, most).map_err(|error| unreachable(&socket, &error))?;
     let (head, body) = split(&answer).ok_or_else(|| foreign(&socket))?;
     let ok = head.split(' ').nth(1) == Some("200");
     if !ok {
@@ -32,12 +51,12 @@ pub(super) fn get<T: DeserializeOwned>(agent: &AgentArgs, path: &str) -> Result<
     })
 }
 
-fn exchange(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
+fn exchange(socket: &Path, method: &str, path: &str, most: Duration) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(most))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // HTTP/1.0: the answer ends where the stream ends, and is never chunked.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: weir\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: weir\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(answer)
@@ -78,7 +97,7 @@ fn unreachable(socket: &Path, error: &io::Error) -> Failed {
             "start it again (weir agent --config /etc/weir/weir.toml); forwarding goes on meanwhile",
         ),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            ("it did not answer within 10 s", "look at the agent's log")
+            ("it did not answer in time", "look at the agent's log")
         }
         _ => return format!("cannot reach the agent at {}: {error}", socket.display()),
     };

@@ -1,6 +1,6 @@
 //! `weir agent` and `weir uninstall`: the two commands that change the kernel.
 
-use std::{fs, io, time::Duration};
+use std::{fs, io, process::ExitCode, time::Duration};
 
 use serde::Serialize;
 use weir_loader::Dataplane;
@@ -15,12 +15,21 @@ use crate::{
     lock::Lock,
     logging::Logging,
     memory,
+    upgrade::{self, Heritage, Outcome},
 };
 
-pub(super) fn agent(args: ConfigArgs) -> Result<Condition, Failed> {
-    let mut config = args.load()?;
+/// `take_over`: the agent before is at the other end of standard input.
+pub(super) fn agent(args: ConfigArgs, take_over: bool) -> Result<ExitCode, Failed> {
+    upgrade::note_program();
+    let heritage = match take_over {
+        true => Heritage::at_stdin().map_err(|error| format!("standard input: {error}"))?,
+        false => Heritage::default(),
+    };
+    let mut config = args.load().inspect_err(|failed| heritage.refuse(failed))?;
     let logging = Logging::start(&config.log);
     memory::keep_small();
+    heritage.await_word().map_err(|error| format!("there is nothing to take over: {error}"))?;
+    let mut heritage = Some(heritage);
     let origin = app::Origin { file: args.config, overrides: args.overrides };
     loop {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -28,16 +37,29 @@ pub(super) fn agent(args: ConfigArgs) -> Result<Condition, Failed> {
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start the async runtime: {error}"))?;
-        match runtime.block_on(app::run(config, origin.clone(), logging.clone())) {
+        let found = heritage.take().unwrap_or_default();
+        let run = app::run(config.clone(), origin.clone(), logging.clone(), found);
+        match runtime.block_on(run) {
             Ok(Ended::Moved(new)) => {
                 // Its sockets must be closed before they are opened anew.
                 runtime.shutdown_timeout(CLOSING);
                 config = *new;
             }
+            Ok(Ended::Succeeded(succession)) => {
+                // As above; who reads a file for longer has no socket.
+                runtime.shutdown_timeout(LEAVING);
+                let kept = upgrade::keep(*succession, config.proxy.drain_timeout, take_over);
+                match kept.map_err(|error| format!("cannot wait for the new agent: {error}"))? {
+                    Outcome::Ended(code) => return Ok(ExitCode::from(code)),
+                    Outcome::Back(kept) => {
+                        heritage = kept.map(|(role, handover)| Heritage::kept(role, handover));
+                    }
+                }
+            }
             outcome => {
                 // Nothing that still reads a file may hold up the end.
                 runtime.shutdown_background();
-                return outcome.map(|_| Condition::Ok).map_err(|error| format!("{error:#}"));
+                return outcome.map(|_| ExitCode::SUCCESS).map_err(|error| format!("{error:#}"));
             }
         }
     }
@@ -45,6 +67,8 @@ pub(super) fn agent(args: ConfigArgs) -> Result<Condition, Failed> {
 
 /// How long an agent that begins anew waits for what the one before still does.
 const CLOSING: Duration = Duration::from_secs(5);
+/// The same for one in whose place another process goes on.
+const LEAVING: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 struct Removal {

@@ -8,6 +8,7 @@ mod dns;
 mod lifecycle;
 mod show;
 mod table;
+mod upgrade;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -31,7 +32,16 @@ pub struct Cli {
 enum Command {
     /// Run the agent of this node
     #[command(after_help = "Example:\n  weir agent --config /etc/weir/weir.toml")]
-    Agent(ConfigArgs),
+    Agent {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Go on for the agent at the other end of standard input
+        #[arg(long, hide = true)]
+        take_over: bool,
+    },
+    /// Let the program that is on disk now go on in place of the running agent
+    #[command(after_help = "Example:\n  install weir /usr/local/bin/weir && weir upgrade")]
+    Upgrade(AgentArgs),
     /// Show how the agent is, one line per subsystem
     #[command(after_help = "Examples:\n  weir status\n  weir status --wait 30s && deploy")]
     Status {
@@ -161,7 +171,11 @@ impl Cli {
     /// Does what was typed.
     pub fn run(self) -> ExitCode {
         let outcome = match self.command {
-            Command::Agent(config) => lifecycle::agent(config),
+            Command::Agent { config, take_over } => match lifecycle::agent(config, take_over) {
+                Ok(code) => return code,
+                Err(failed) => Err(failed),
+            },
+            Command::Upgrade(agent) => upgrade::run(&agent),
             Command::Status { agent, wait } => show::status(&agent, wait),
             Command::Services { name, stats, agent } => show::services(&agent, name, stats),
             Command::Nodes(agent) => show::nodes(&agent),

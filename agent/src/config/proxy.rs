@@ -21,6 +21,8 @@ pub struct ProxyConfig {
     pub connections: Option<usize>,
     /// Most UDP sessions of one port on one worker.
     pub udp_sessions: usize,
+    /// How long connections may go on after an upgrade.
+    pub drain_timeout: Duration,
 }
 
 /// What was written of it.
@@ -34,6 +36,7 @@ pub struct ProxySettings {
     pub user_timeout: Option<Duration>,
     pub connections: Option<usize>,
     pub udp_sessions: Option<usize>,
+    pub drain_timeout: Option<Duration>,
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -56,6 +59,7 @@ impl ProxySettings {
             user_timeout: time("proxy.user_timeout", DAY),
             connections: count("proxy.connections", MOST),
             udp_sessions: count("proxy.udp_sessions", MOST),
+            drain_timeout: time("proxy.drain_timeout", DAY),
         }
     }
 
@@ -69,6 +73,7 @@ impl ProxySettings {
             user_timeout: self.user_timeout.unwrap_or(2 * MINUTE),
             connections: self.connections,
             udp_sessions: self.udp_sessions.unwrap_or(16_384),
+            drain_timeout: self.drain_timeout.unwrap_or(60 * MINUTE),
         }
     }
 }

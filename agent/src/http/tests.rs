@@ -77,7 +77,10 @@ impl Agent {
             Default::default(),
         );
         let socket = bind_socket(&config.socket).unwrap();
-        tokio::spawn(Arc::new(Routes { observer, metrics }).serve_socket(socket));
+        tokio::spawn(
+            Arc::new(Routes { observer, metrics, upgrades: mpsc::channel(1).0 })
+                .serve_socket(socket),
+        );
         Self { directory, source, view, reconciler }
     }
 

@@ -29,6 +29,7 @@ use crate::{
         thread::{Handle, Started},
     },
     snapshots::View,
+    upgrade::{Heritage, Role},
 };
 
 /// The reconciler of the proxy beside the kernel plane, once there is one.
@@ -49,6 +50,8 @@ pub struct Splitter {
     pub beside: Beside,
     /// Takes what tasks refuse.
     pub findings: mpsc::Sender<Finding>,
+    /// What the agent before leaves.
+    pub heritage: Heritage,
 }
 
 /// What was handed on last.
@@ -83,7 +86,8 @@ impl Splitter {
             if !self.pass(&now, &mut passed) {
                 return;
             }
-            let wanted = passed.asked && other.is_none();
+            let waiting = self.heritage.waits_for(Role::Beside);
+            let wanted = (passed.asked || waiting) && other.is_none();
             if wanted && Instant::now() >= try_again {
                 other = self.start().await.map(|beside| beside.report());
                 try_again = Instant::now() + RETRY;
@@ -154,12 +158,12 @@ impl Splitter {
             programming: Histogram::new([1.0]),
             ..self.settings.clone()
         };
-        let config = self.config.clone();
+        let (config, heritage) = (self.config.clone(), self.heritage.clone());
         let chosen = Chosen {
             kind: Kind::Proxy,
             reason: "services ask for what the kernel cannot do".to_owned(),
         };
-        let open = move || UserPlane::start(&config, chosen).map(Plane::user);
+        let open = move || UserPlane::beside(&config, chosen, &heritage).map(Plane::user);
         let opened = match reconciler::thread::spawn_with(open, settings) {
             Ok(Started { opening, handle, .. }) => {
                 let opened = opening.await.map_err(|error| error.to_string());

@@ -11,6 +11,7 @@ use weir_mesh::{
     install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
+use weir_proxy::Proxy;
 
 use super::{Chosen, UserPlane};
 use crate::reconciler::Kernel;
@@ -126,5 +127,13 @@ impl Kernel for Plane {
 
     fn collect_flows(&mut self) -> Result<FlowCensus, Error> {
         self.get_mut().collect_flows()
+    }
+
+    fn leave(self) -> Option<Proxy> {
+        match self.0 {
+            // What is in the kernel stays there.
+            Which::Kernel(_) => None,
+            Which::User(plane) => plane.leave(),
+        }
     }
 }

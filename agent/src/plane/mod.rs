@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use weir_loader::{Check, Dataplane, Error, Outcome};
 
-use crate::config::{Config, Mode};
+use crate::{
+    config::{Config, Mode},
+    upgrade::Heritage,
+};
 
 /// A data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,29 +74,30 @@ pub fn obstacles(config: &Config) -> Vec<Check> {
 ///
 /// # Errors
 /// When the one that is asked for cannot be had, or neither.
-pub fn open(config: &Config, obstacles: &[Check]) -> Result<Plane, Error> {
+pub fn open(config: &Config, obstacles: &[Check], heritage: &Heritage) -> Result<Plane, Error> {
+    let user = |reason: String| user(config, reason, heritage);
     match config.dataplane.mode {
-        Mode::Proxy => user(config, "dataplane.mode asks for it"),
+        Mode::Proxy => user("dataplane.mode asks for it".to_owned()),
         Mode::Ebpf => Dataplane::open(&config.dataplane_options()).map(Plane::kernel),
         Mode::Auto => {
             let found: Vec<String> =
                 obstacles.iter().map(|check| format!("{}: {}", check.name, check.found)).collect();
             if !found.is_empty() {
-                return user(config, format!("not ebpf, since {}", found.join("; ")));
+                return user(format!("not ebpf, since {}", found.join("; ")));
             }
             match Dataplane::open(&config.dataplane_options()) {
                 Ok(dataplane) => Ok(Plane::kernel(dataplane)),
-                Err(error) => user(config, format!("not ebpf, since it failed: {error}")),
+                Err(error) => user(format!("not ebpf, since it failed: {error}")),
             }
         }
     }
 }
 
-fn user(config: &Config, reason: impl Into<String>) -> Result<Plane, Error> {
+fn user(config: &Config, reason: String, heritage: &Heritage) -> Result<Plane, Error> {
     let chosen = Chosen::proxy(reason);
     match config.dataplane.mode {
         Mode::Proxy => info!("the data plane is the userspace proxy"),
         _ => warn!(reason = chosen.reason, "the data plane is the userspace proxy"),
     }
-    UserPlane::instead(config, chosen).map(Plane::user)
+    UserPlane::instead(config, chosen, heritage).map(Plane::user)
 }

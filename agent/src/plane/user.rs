@@ -17,7 +17,11 @@ use weir_mesh::{
 use weir_proxy::{Counted, Proxy, Settings};
 
 use super::Chosen;
-use crate::{config::Config, reconciler::Kernel};
+use crate::{
+    config::Config,
+    reconciler::Kernel,
+    upgrade::{Heritage, Role},
+};
 
 /// The proxy, with what the reconciler wants to know besides.
 pub struct UserPlane {
@@ -33,15 +37,36 @@ const OWN_FILES: u64 = 1000;
 
 impl UserPlane {
     /// In place of the kernel plane, which is taken away once the proxy serves.
-    pub(super) fn instead(config: &Config, chosen: Chosen) -> Result<Self, Error> {
+    pub(super) fn instead(
+        config: &Config,
+        chosen: Chosen,
+        heritage: &Heritage,
+    ) -> Result<Self, Error> {
         let before = Some(config.dataplane_options());
-        Ok(Self { before, ..Self::start(config, chosen)? })
+        Ok(Self { before, ..Self::start(config, chosen, heritage, Role::Alone)? })
     }
 
     /// Beside the kernel plane.
-    pub(super) fn start(config: &Config, chosen: Chosen) -> Result<Self, Error> {
+    pub(super) fn beside(
+        config: &Config,
+        chosen: Chosen,
+        heritage: &Heritage,
+    ) -> Result<Self, Error> {
+        Self::start(config, chosen, heritage, Role::Beside)
+    }
+
+    fn start(
+        config: &Config,
+        chosen: Chosen,
+        heritage: &Heritage,
+        role: Role,
+    ) -> Result<Self, Error> {
         let settings = settings(config);
-        let proxy = Proxy::start(settings).map_err(|error| Error {
+        let proxy = match heritage.take(role)? {
+            Some(handover) => Proxy::take_over(settings, handover),
+            None => Proxy::start(settings),
+        };
+        let proxy = proxy.map_err(|error| Error {
             what: "start the userspace proxy".to_owned(),
             cause: error.to_string(),
             remedy: "set node.address to an address of this host, or proxy.relay_port, on every \
@@ -185,6 +210,10 @@ impl Kernel for UserPlane {
             (index, Answers { accepted: counts.accepted, refused: counts.refused })
         };
         Ok(backends.map(read).collect())
+    }
+
+    fn leave(self) -> Option<Proxy> {
+        Some(self.proxy)
     }
 
     fn collect_flows(&mut self) -> Result<FlowCensus, Error> {

@@ -12,6 +12,7 @@ use weir_mesh::{
     install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
+use weir_proxy::Proxy;
 
 use crate::plane::Chosen;
 
@@ -66,6 +67,13 @@ pub trait Kernel {
     ) -> Result<Vec<(BackendIndex, Answers)>, Error>;
     /// Deletes flows that have timed out and counts the others.
     fn collect_flows(&mut self) -> Result<FlowCensus, Error>;
+    /// What goes on without an agent only if another one takes it over.
+    fn leave(self) -> Option<Proxy>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
 
 impl Kernel for Dataplane {

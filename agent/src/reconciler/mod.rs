@@ -37,6 +37,7 @@ use weir_mesh::{
     Ident, Installed, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, Space,
     install::{BackendGeneration, BackendIndex, BackendRecord, BackendState, Frontend, Via},
 };
+use weir_proxy::Proxy;
 
 use crate::{
     config::{Intervals, OnPortConflict},
@@ -247,6 +248,11 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         held
+    }
+
+    /// Ends; what goes on without it only if another one takes it over.
+    pub fn leave(self) -> Option<Proxy> {
+        self.kernel.leave()
     }
 
     /// The text form of what the kernel holds.

@@ -10,9 +10,10 @@ use std::{
 use tokio::sync::{oneshot, watch};
 use weir_loader::{Check, Error};
 use weir_mesh::Space;
+use weir_proxy::Proxy;
 
 use super::{Ceded, Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers};
-use crate::{config::Config, plane, probes::Held, snapshots::View};
+use crate::{config::Config, plane, probes::Held, snapshots::View, upgrade::Heritage};
 
 enum Message {
     View(View),
@@ -21,6 +22,7 @@ enum Message {
     Stats(oneshot::Sender<Result<StatsReport, Error>>),
     Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
+    Leave(oneshot::Sender<Option<Proxy>>),
     Stop,
 }
 
@@ -62,9 +64,10 @@ pub struct Started {
 pub fn spawn(
     config: Arc<Config>,
     obstacles: Vec<Check>,
+    heritage: Heritage,
     settings: Settings,
 ) -> io::Result<Started> {
-    spawn_with(move || plane::open(&config, &obstacles), settings)
+    spawn_with(move || plane::open(&config, &obstacles, &heritage), settings)
 }
 
 /// The same with any data plane.
@@ -114,6 +117,7 @@ fn run<K: Kernel>(
                 Message::Stats(answer) => drop(answer.send(reconciler.stats())),
                 Message::Answers(answer) => drop(answer.send(reconciler.answers())),
                 Message::Dump(answer) => drop(answer.send(reconciler.dump())),
+                Message::Leave(answer) => return drop(answer.send(reconciler.leave())),
                 Message::Stop => return,
             }
             next = inbox.try_recv().ok();
@@ -182,6 +186,14 @@ impl Handle {
         let (answer, receiver) = oneshot::channel();
         self.messages.send(message(answer)).map_err(|_| AskError::Gone)?;
         Ok(receiver.await.map_err(|_| AskError::Gone)??)
+    }
+
+    /// Ends the thread after what it is doing; answers with what goes on without it only if another
+    /// agent takes it over.
+    pub async fn leave(&self) -> Option<Proxy> {
+        let (answer, receiver) = oneshot::channel();
+        self.messages.send(Message::Leave(answer)).ok()?;
+        receiver.await.ok()?
     }
 
     /// Ends the thread after what it is doing.

@@ -120,7 +120,7 @@ fn udp(client: &Client, mode: Mode, seconds: u64) -> Result<Vec<Sample>> {
 
 /// The lab's own load runs on a thread that inherits where it may run: beside wrk and iperf3, so
 /// that where load and server run is the same in every turn.
-fn on_the_last_cpu<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub fn on_the_last_cpu<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let pinned = || pin_to_cpu(last_cpu()).and_then(|()| work());
     let outcome = thread::scope(|scope| scope.spawn(pinned).join());
     outcome.map_err(|_| anyhow!("the load panicked"))?
@@ -130,7 +130,8 @@ fn last_cpu() -> usize {
     thread::available_parallelism().map_or(1, usize::from) - 1
 }
 
-fn run(client: &Client, program: &str, arguments: &[&str]) -> Result<String> {
+/// What a program says that the client runs on the last processor.
+pub fn run(client: &Client, program: &str, arguments: &[&str]) -> Result<String> {
     let output = client.output(on_cpu(&last_cpu().to_string(), command(program, arguments)))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let error = String::from_utf8_lossy(&output.stderr);
@@ -140,14 +141,18 @@ fn run(client: &Client, program: &str, arguments: &[&str]) -> Result<String> {
 
 /// What wrk prints at its end.
 #[derive(Debug, PartialEq)]
-struct Wrk {
-    requests: f64,
-    rate: f64,
-    errors: u64,
+pub struct Wrk {
+    /// Requests in all.
+    pub requests: f64,
+    /// Requests a second.
+    pub rate: f64,
+    /// Whatever went wrong.
+    pub errors: u64,
 }
 
 impl Wrk {
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads it.
+    pub fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines().map(str::trim);
         let requests = lines.clone().find_map(|line| line.split_once(" requests in "))?.0;
         let rate = lines.clone().find_map(|line| line.strip_prefix("Requests/sec:"))?;
@@ -165,7 +170,7 @@ fn sum_of_numbers(line: &str) -> u64 {
 }
 
 /// The receiver's line of iperf3 with `-f m`.
-fn megabits(text: &str) -> Option<f64> {
+pub fn megabits(text: &str) -> Option<f64> {
     let line = text.lines().rfind(|line| line.ends_with("receiver"))?;
     let (before, _) = line.split_once(" Mbits/sec")?;
     before.split_whitespace().next_back()?.parse().ok()

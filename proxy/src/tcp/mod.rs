@@ -17,24 +17,38 @@ use tracing::debug;
 
 pub(crate) use open::{Entry, Opened, connect, dial, open, target};
 
-use crate::{address::plain, backend::Backend, counters::Reason, port::Port, shared::Shared};
+use crate::{
+    address::plain,
+    backend::Backend,
+    counters::Reason,
+    handover::{Left, Place, Word},
+    port::Port,
+    shared::Shared,
+};
 
 /// After an accept that failed for want of files or memory: long enough that some may be freed.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Accepts clients until it is told to stop. What the kernel has accepted by then is still served.
+/// Accepts clients until it is told to stop. What the kernel has accepted by then is still served, or
+/// left to whoever takes the listener.
 pub(crate) async fn accept(
     listener: std::net::TcpListener,
+    place: Place,
     shared: Arc<Shared>,
-    mut stop: watch::Receiver<bool>,
+    word: watch::Receiver<Word>,
     serve: impl Fn(TcpStream, SocketAddr),
 ) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return debug!(%error, "a worker cannot follow a listener"),
     };
-    let mut stopped = pin!(stop.wait_for(|stop| *stop));
+    let mut waiting = word.clone();
+    let mut stopped = pin!(waiting.wait_for(|word| !word.is_go()));
     loop {
+        // There may always be one more.
+        if matches!(*word.borrow(), Word::Leave(_)) {
+            break;
+        }
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
@@ -51,9 +65,19 @@ pub(crate) async fn accept(
             }
         }
     }
+    if let Word::Leave(heir) = &*word.borrow() {
+        match listener.into_std() {
+            // An heir that has gone meanwhile needs nothing.
+            Ok(listener) => {
+                heir.send(Left { place, socket: listener.into(), sessions: Vec::new() }).ok();
+            }
+            Err(error) => debug!(%error, "a listener cannot be left to anybody"),
+        }
+    }
 }
 
-fn out_of_files(error: &std::io::Error) -> bool {
+/// Whether there were no more files, or no memory, for a socket.
+pub(crate) fn out_of_files(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
@@ -129,13 +153,11 @@ pub(crate) async fn carry(
     .await;
     let reason = match end {
         copy::End::Whole => return,
-        copy::End::Failed => None,
-        copy::End::TaskGone => Some(Reason::BackendGone),
-        copy::End::Idle => Some(Reason::Idle),
+        copy::End::Failed => Reason::Broken,
+        copy::End::TaskGone => Reason::BackendGone,
+        copy::End::Idle => Reason::Idle,
     };
-    if let Some(reason) = reason {
-        shared.tally.count(reason);
-    }
+    shared.tally.count(reason);
     // Neither side may take what it has for the whole.
     pair.streams().into_iter().for_each(reset);
 }

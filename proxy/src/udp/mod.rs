@@ -11,6 +11,7 @@ use std::{
     io::{self, IoSlice},
     net::SocketAddr,
     num::NonZeroUsize,
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
@@ -18,7 +19,9 @@ use lru::LruCache;
 use socket2::SockRef;
 use tokio::{io::Interest, net::UdpSocket, sync::watch};
 use tracing::debug;
+use weir_mesh::Protocol;
 
+pub(crate) use self::session::Inherited;
 use self::{
     batch::Datagrams,
     session::{Key, Session, Stored},
@@ -27,6 +30,7 @@ use crate::{
     address::plain,
     backend::Backend,
     counters::Reason,
+    handover::{Left, Place, Word},
     header,
     port::Port,
     relay::{self, Envelope},
@@ -60,12 +64,14 @@ struct Newcomer {
     hopped: bool,
 }
 
-/// Takes datagrams until it is told to stop, and ends all sessions then.
+/// Takes datagrams until it is told to stop, and ends all sessions then, or leaves them to whoever
+/// takes the socket. `inherited` are sessions that were left with it.
 pub(crate) async fn run(
     socket: std::net::UdpSocket,
     entrance: Entrance,
+    inherited: Vec<Inherited>,
     shared: Arc<Shared>,
-    mut stop: watch::Receiver<bool>,
+    mut word: watch::Receiver<Word>,
 ) {
     let socket = match UdpSocket::from_std(socket) {
         Ok(socket) => socket,
@@ -76,10 +82,11 @@ pub(crate) async fn run(
     let sessions = Mutex::new(LruCache::unbounded());
     sessions.lock().unwrap_or_else(PoisonError::into_inner).resize(most);
     let gate = Arc::new(Gate { socket, entrance, shared, sessions });
+    gate.inherit(inherited);
     loop {
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = word.wait_for(|word| !word.is_go()) => break,
             ready = gate.socket.readable() => if ready.is_err() { break },
         }
         // The buffer is for all sockets of the worker: after each batch others get their turn.
@@ -89,12 +96,47 @@ pub(crate) async fn run(
             Err(error) => debug!(%error, "a datagram was not received"),
         }
     }
+    if let Word::Leave(heir) = &*word.borrow() {
+        match gate.leave() {
+            // An heir that has gone meanwhile needs nothing.
+            Ok(left) => drop(heir.send(left)),
+            Err(error) => debug!(%error, "a socket cannot be left to anybody"),
+        }
+    }
     gate.lock().clear();
 }
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, LruCache<Key, Stored>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on with sessions of the process before; what they were sent meanwhile waits in their
+    /// sockets.
+    fn inherit(self: &Arc<Self>, inherited: Vec<Inherited>) {
+        let mut sessions = self.lock();
+        for session in inherited {
+            match Session::inherit(self, session) {
+                Ok((key, stored)) => drop(sessions.push(key, stored)),
+                Err(error) => debug!(%error, "a session is not gone on with"),
+            }
+        }
+    }
+
+    /// The socket and its sessions, for somebody else. Nothing must be taken from them here any more.
+    fn leave(&self) -> io::Result<Left> {
+        let place = match &self.entrance {
+            Entrance::Port(port) => Place::Port(port.frontend),
+            Entrance::Relay => Place::Relay(Protocol::Udp),
+        };
+        let sessions = self.lock();
+        // The one that was silent for longest first, as they are to be entered again.
+        let left = sessions
+            .iter()
+            .rev()
+            .filter_map(|(key, stored)| stored.session().leave(*key, &self.shared));
+        let socket = self.socket.as_fd().try_clone_to_owned()?;
+        Ok(Left { place, socket, sessions: left.collect() })
     }
 
     /// Takes one batch.

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
     pin::pin,
     sync::{
         Arc,
@@ -28,12 +29,13 @@ use super::{
 use crate::{
     backend::{Backend, Flow},
     counters::Reason,
+    handover::{LeftSession, SessionState},
     header::{self, Addresses, Version},
     port::Port,
     relay::Envelope,
     shared::Shared,
     sys,
-    tcp::target,
+    tcp::{out_of_files, target},
 };
 
 /// Which session a datagram belongs to: addresses as the socket shows them.
@@ -69,6 +71,12 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    /// Begins to bring the answers back.
+    fn new(session: Arc<Session>, gate: &Arc<Gate>, key: Key, counted: Counted) -> Self {
+        let answers = tokio::spawn(session.clone().answers(gate.clone(), key, counted));
+        Self { session, answers: answers.abort_handle() }
+    }
+
     pub(super) fn session(&self) -> &Arc<Session> {
         &self.session
     }
@@ -108,8 +116,13 @@ impl Session {
             }
         };
         let own = matches!(record.via, Via::Tunnel { .. }).then_some(shared.settings.address);
-        let socket = connect(peer, own).map_err(|_| Reason::NoDescriptors)?;
+        let socket = connect(peer, own).map_err(|error| match out_of_files(&error) {
+            true => Reason::NoDescriptors,
+            // There is no way to it.
+            false => Reason::TaskTimeout,
+        })?;
         let entered = matches!(gate.entrance, Entrance::Port(_)).then_some(port.clone());
+        let counted = Counted::new(entered.as_ref(), &backend);
         let session = Arc::new(Self {
             socket,
             peer,
@@ -125,8 +138,51 @@ impl Session {
             port.traffic.opened();
             session.backend.traffic.opened();
         }
-        let task = tokio::spawn(session.clone().answers(gate.clone(), key));
-        Ok(Stored { session, answers: task.abort_handle() })
+        Ok(Stored::new(session, gate, key, counted))
+    }
+
+    /// Goes on with a session of the process before.
+    pub(super) fn inherit(gate: &Arc<Gate>, inherited: Inherited) -> io::Result<(Key, Stored)> {
+        let Inherited { left: LeftSession { state, socket }, backend, counted } = inherited;
+        let SessionState { client, asked, speaks_for, peer, header, timeouts, .. } = state;
+        let socket: std::net::UdpSocket = socket.into();
+        let last = gate.shared.now().saturating_sub(state.silent_ms);
+        let session = Arc::new(Self {
+            socket: UdpSocket::from_std(socket)?,
+            peer,
+            backend,
+            port: counted.port.clone(),
+            header,
+            timeouts,
+            last: AtomicU64::new(last),
+            answered: AtomicBool::new(state.answered),
+            refused: AtomicBool::new(false),
+        });
+        let key = Key { client, asked, speaks_for };
+        Ok((key, Stored::new(session, gate, key, counted)))
+    }
+
+    /// What another process needs to go on with it; `None` if the client's next datagram would begin
+    /// another session anyway.
+    pub(super) fn leave(&self, key: Key, shared: &Shared) -> Option<LeftSession> {
+        if !self.is_usable() {
+            return None;
+        }
+        let Key { client, asked, speaks_for } = key;
+        let state = SessionState {
+            client,
+            asked,
+            speaks_for,
+            task: (self.backend.ident, self.backend.record().generation),
+            peer: self.peer,
+            header: self.header.clone(),
+            timeouts: self.timeouts,
+            silent_ms: shared.now().saturating_sub(self.last.load(Relaxed)),
+            answered: self.answered.load(Relaxed),
+        };
+        // Without a file more to open the client begins another session.
+        let socket = self.socket.as_fd().try_clone_to_owned().ok()?;
+        Some(LeftSession { state, socket })
     }
 
     /// Whether the next datagram may go there.
@@ -184,8 +240,7 @@ impl Session {
     }
 
     /// Brings answers back until the session has been silent for too long or its task is gone.
-    async fn answers(self: Arc<Self>, gate: Arc<Gate>, key: Key) {
-        let _counted = Counted::begin(&self);
+    async fn answers(self: Arc<Self>, gate: Arc<Gate>, key: Key, _counted: Counted) {
         let mut gone = pin!(self.backend.ended());
         let mut timer = pin!(sleep(self.left(&gate.shared)));
         loop {
@@ -228,15 +283,30 @@ impl Session {
 }
 
 /// A live session, counted until its task is dropped.
-struct Counted {
+pub(crate) struct Counted {
     port: Option<Arc<Port>>,
     _flow: Option<Flow>,
 }
 
+/// A session of the process before, and what it means here. It counts already: its port stays open.
+pub(crate) struct Inherited {
+    left: LeftSession,
+    backend: Arc<Backend>,
+    counted: Counted,
+}
+
+impl Inherited {
+    /// `port`: where the flow entered the mesh, if that was here.
+    pub(crate) fn new(left: LeftSession, backend: Arc<Backend>, port: Option<&Arc<Port>>) -> Self {
+        let counted = Counted::new(port, &backend);
+        Self { left, backend, counted }
+    }
+}
+
 impl Counted {
-    fn begin(session: &Session) -> Self {
-        let port = session.port.clone();
-        let flow = port.as_ref().and_then(|_| Flow::begin(&session.backend, u64::MAX));
+    fn new(port: Option<&Arc<Port>>, backend: &Arc<Backend>) -> Self {
+        let port = port.cloned();
+        let flow = port.as_ref().and_then(|_| Flow::begin(backend, u64::MAX));
         port.iter().for_each(|port| port.note_session(true));
         Self { port, _flow: flow }
     }
