@@ -71,7 +71,7 @@ pub(super) fn knot(port: u16, names: usize, files: &Path) -> Result<Command> {
         let [_, b, c, d] = address.octets();
         writeln!(reverse, "{d}.{c}.{b} PTR {name}.")?;
     }
-    let directory = files.join(format!("knot-{names}"));
+    let directory = files.join(format!("knot-{port}"));
     fs::create_dir_all(&directory)?;
     fs::write(directory.join("weir.zone"), zone)?;
     fs::write(directory.join("reverse.zone"), reverse)?;
