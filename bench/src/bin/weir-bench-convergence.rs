@@ -3,13 +3,13 @@
 //! As root; `WEIR_BIN` names the agent.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     thread,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, ensure};
-use weir_bench::machine;
+use weir_bench::{dns::ask::Asker, machine};
 use weir_tests::{
     Probe, Swarm, eventually,
     swarm::{Node, SETTLE, TaskAt},
@@ -18,6 +18,9 @@ use weir_tests::{
 /// The ports that are added are counted from here.
 const ADDED: u16 = 9000;
 const PORT: u16 = 8081;
+/// Where every node answers its containers, and what they ask.
+const SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(172, 18, 0, 1), 53);
+const NAME: &str = "tasks.web.weir";
 /// How long a client waits between two attempts at one node.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -35,7 +38,7 @@ fn main() -> Result<()> {
     finished
 }
 
-type Measured = [(&'static str, Vec<Duration>); 3];
+type Measured = [(&'static str, Vec<Duration>); 4];
 
 fn measure(swarm: &Swarm, rounds: usize) -> Result<Measured> {
     swarm.deploy_weir()?;
@@ -46,22 +49,26 @@ fn measure(swarm: &Swarm, rounds: usize) -> Result<Measured> {
     swarm.wait_running("one", 1)?;
     swarm.wait_served("web")?;
     swarm.wait_served("one")?;
-    let (mut killed, mut healthy, mut added) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut killed, mut unnamed, mut healthy, mut added] = [const { Vec::new() }; 4];
     for round in 0..rounds {
-        killed.extend(kill(swarm, round)?);
+        let (kernel, names) = kill(swarm, round)?;
+        killed.extend(kernel);
+        unnamed.extend(names);
         healthy.extend(return_of(swarm)?);
         added.extend(publish(swarm, ADDED + u16::try_from(round)?)?);
         eprintln!("round {} of {rounds}, load {}", round + 1, machine::load_average());
     }
     Ok([
         ("kill event -> no new flows in the kernel", killed),
+        ("kill event -> not given out by DNS", unnamed),
         ("healthy event -> first connection answered", healthy),
         ("publish-add begun -> first connection answered", added),
     ])
 }
 
-/// One of three tasks is killed: until the kernel of each node has taken it out.
-fn kill(swarm: &Swarm, round: usize) -> Result<Vec<Duration>> {
+/// One of three tasks is killed: until the kernel of each node has taken it out, and until the names that
+/// each node gives its containers lead there no more.
+fn kill(swarm: &Swarm, round: usize) -> Result<(Vec<Duration>, Vec<Duration>)> {
     swarm.wait_running("web", 3)?;
     let tasks = swarm.tasks("web")?;
     let task = &tasks[round % tasks.len()];
@@ -80,11 +87,40 @@ fn kill(swarm: &Swarm, round: usize) -> Result<Vec<Duration>> {
     thread::sleep(Duration::from_secs(1));
     let begun = SystemTime::now();
     let own = swarm.node(&task.node);
-    own.docker(&format!("kill {}", task.container))?;
+    let named = thread::scope(|scope| {
+        let watchers: Vec<_> =
+            swarm.nodes().iter().map(|node| scope.spawn(move || first_without(node))).collect();
+        // Each must have heard of all three before one goes.
+        thread::sleep(Duration::from_millis(200));
+        let killed = own.docker(&format!("kill {}", task.container));
+        let panicked = |_| Err(anyhow::anyhow!("a thread panicked"));
+        let named: Result<Vec<SystemTime>> =
+            watchers.into_iter().map(|one| one.join().unwrap_or_else(panicked)).collect();
+        killed.and(named)
+    })?;
     active(false)?;
     let event = own.event_of("kill", &task.container, begun)?;
     let after = |node: &Node| Ok(node.kernel_changed_after(event)?.duration_since(event)?);
-    swarm.nodes().iter().map(after).collect()
+    let kernel: Result<_> = swarm.nodes().iter().map(after).collect();
+    let names = named.into_iter().map(|at| at.duration_since(event).unwrap_or_default());
+    Ok((kernel?, names.collect()))
+}
+
+/// When an address of `web` was first missing from what a node answers.
+fn first_without(node: &Node) -> Result<SystemTime> {
+    node.host().run(|| {
+        let mut asker = Asker::new(SERVER.into())?;
+        let before = asker.addresses(NAME)?;
+        let deadline = SystemTime::now() + SETTLE;
+        loop {
+            let now = asker.addresses(NAME)?;
+            if !before.is_subset(&now) {
+                return Ok(SystemTime::now());
+            }
+            ensure!(SystemTime::now() < deadline, "{} still gives {before:?} out", node.name());
+            thread::sleep(PAUSE);
+        }
+    })
 }
 
 /// The only task of a service is replaced: from when the new one is healthy until each node answers.

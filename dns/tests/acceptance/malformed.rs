@@ -66,15 +66,64 @@ fn every_packet_cut_short_or_with_any_byte_changed_is_survived() {
             check(&world, &seed[..end], Transport::Udp);
         }
         for at in 0..seed.len() {
-            for value in
-                [0, 1, 0x3f, 0x40, 0x7f, 0x80, 0xc0, 0xff, seed[at] ^ 1, seed[at].wrapping_add(1)]
-            {
+            let flips = (0..8).map(|bit| seed[at] ^ 1 << bit);
+            for value in flips.chain([0, 0x3f, 0x40, 0xc0, 0xff]) {
                 let mut packet = seed.clone();
                 packet[at] = value;
                 check(&world, &packet, Transport::Udp);
                 check(&world, &packet, Transport::Tcp);
             }
         }
+    }
+}
+
+/// Names whose pointers lead to themselves, forward, around in circles, and into the middle of others:
+/// in the question, where there may be none, and in a record after it.
+#[test]
+fn names_that_never_end_are_refused_at_once() {
+    let world = World::new();
+    let begun = std::time::Instant::now();
+    for target in 0..80_u16 {
+        let [high, low] = (0xc000 | target).to_be_bytes();
+        let mut packet = question("web.weir.", Type::A).to_vec().unwrap();
+        packet.splice(12..13, [high, low]);
+        assert_eq!(refused(&world, &packet), Some(1), "a pointer in the question to {target}");
+        let mut packet = question("web.weir.", Type::A).to_vec().unwrap();
+        packet[11] = 2;
+        let second = (0xc000 | packet.len() as u16).to_be_bytes();
+        for owner in [[high, low], second] {
+            packet.extend(owner);
+            // An OPT, which may only belong to the root.
+            packet.extend([0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+        }
+        check(&world, &packet, Transport::Udp);
+        check(&world, &packet, Transport::Tcp);
+        assert!(matches!(refused(&world, &packet), Some(1)), "an OPT with a name by {target}");
+    }
+    // As many labels as fit, each a pointer further: what would take quadratic time.
+    let mut packet = question("web.weir.", Type::A).to_vec().unwrap();
+    packet[10..12].copy_from_slice(&4000_u16.to_be_bytes());
+    let mut before = 12_u16;
+    for _ in 0..4000 {
+        let own = packet.len() as u16;
+        packet.push(1);
+        packet.push(b'a');
+        packet.extend((0xc000 | before).to_be_bytes());
+        packet.extend([0, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
+        before = if own < 0x3fff { own } else { before };
+    }
+    check(&world, &packet, Transport::Tcp);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// The code of the answer.
+fn refused(world: &World, packet: &[u8]) -> Option<u8> {
+    let client = (BLUE.parse::<std::net::IpAddr>().unwrap(), 99).into();
+    let ends = Ends { client, transport: Transport::Tcp };
+    let mut reply = Vec::new();
+    match world.handler.answer(packet, ends, std::time::Instant::now(), &mut reply) {
+        Outcome::Reply(_) => reply.get(3).map(|flags| flags & 0xf),
+        Outcome::Forward(_) | Outcome::Nothing(_) => None,
     }
 }
 
