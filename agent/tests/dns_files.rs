@@ -7,6 +7,7 @@ use weir::{
     config::{Config, ListenAt, Overrides, Settings},
     document::Fault,
     host::Host,
+    reconciler::intercept::Networks,
     source::{
         Desired,
         file::{Reader, parse},
@@ -73,6 +74,7 @@ allow = ["10.0.0.0/8", "fd00::7"]
 networks = ["blue"]
 upstreams = ["10.0.0.53", "[fd00::53]:5353"]
 routes = ["corp.example=10.0.0.54", "corp.example=10.0.0.55:54"]
+intercept = ["blue"]
 cache = 1
 failover = "300ms"
 in_flight = 10
@@ -87,6 +89,8 @@ in_flight = 10
     assert_eq!(dns.networks.as_deref(), Some(&["blue".to_owned()][..]));
     assert_eq!(dns.upstreams.as_ref().map(Vec::len), Some(2));
     assert_eq!(dns.routes.len(), 2);
+    assert_eq!(dns.intercept, Networks::Named(["blue".to_owned()].into()));
+    assert_eq!(config("[dns]\nintercept = [\"*\"]\n").dns.intercept, Networks::All);
     assert_eq!((dns.forward.cache, dns.server.under_way), (1 << 20, 10));
     assert!(config("[dns]\nlisten = []\nnetworks = [\"*\"]\n").dns.networks.is_none());
 }
