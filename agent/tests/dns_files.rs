@@ -167,6 +167,7 @@ address = ["172.18.0.9", "fd18::9"]
 [[service]]
 name = "web"
 aliases = { blue = ["www", "www.example.com"] }
+port_names = { HTTP = 80, admin = 9090 }
 [[service.task]]
 name = "web.1"
 node = "n1"
@@ -179,6 +180,8 @@ aliases = { blue = ["first"] }
     let blue = NetworkId::new("blue");
     assert_eq!(web.aliases[&blue], ["www", "www.example.com"]);
     assert_eq!(web.tasks[0].aliases[&blue], ["first"]);
+    let ports: Vec<_> = web.port_names.iter().map(|(name, port)| (&**name, port.get())).collect();
+    assert_eq!(ports, [("admin", 9090), ("http", 80)]);
     let space = &desired.nodes.values().next().unwrap().spaces[0];
     assert_eq!(space.addresses.len(), 2);
     assert!(desired.networks.contains_key(&blue), "a network need not be listed");
@@ -215,4 +218,15 @@ fn every_mistake_of_networks_is_named() {
           write a larger subnet, or give some services their own address by vip"
         ]
     );
+}
+
+#[test]
+fn what_is_no_name_of_a_port_or_no_port_is_named() {
+    let said = mesh_mistakes(
+        "[[service]]\nname = \"web\"\nport_names = { 80 = 80, http = 0, \"-a\" = 81, admin = 9090 }\n",
+    );
+    assert_eq!(said.len(), 3, "{said:#?}");
+    assert!(said.iter().all(|text| text.contains("service web: port_names")), "{said:#?}");
+    let names = said.iter().filter(|text| text.contains("not a name for a port"));
+    assert_eq!(names.count(), 2, "{said:#?}");
 }
