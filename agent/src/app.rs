@@ -31,7 +31,7 @@ use crate::{
         prober, refusals,
     },
     reconciler::{
-        self,
+        self, Intercept,
         thread::{Handle, Started},
     },
     snapshots::{self, SnapshotWriter},
@@ -113,6 +113,7 @@ pub async fn run(
         view: view.clone(),
         docker: docker.clone(),
         programming: metrics.programming("dns"),
+        reconciler: reconciler.clone(),
     };
     let dns = dns::start(&config, followed).context("cannot start the DNS server's threads")?;
     if let Some(words) = &docker {
@@ -163,6 +164,8 @@ pub async fn run(
     if in_swarm && matches!(outcome, Ok(Ended::Stopped)) {
         farewell::wait(view, reconciler.report(), &config.node.name).await;
     }
+    // While this agent's DNS server still answers, so that nobody is led to one that does not.
+    reconciler.intercept(Intercept::default());
     reconciler.stop();
     let joined = tokio::task::spawn_blocking(|| thread.join()).await.unwrap_or(false);
     std::fs::remove_file(&config.socket).ok();

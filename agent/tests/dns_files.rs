@@ -7,6 +7,7 @@ use weir::{
     config::{Config, ListenAt, Overrides, Settings},
     document::Fault,
     host::Host,
+    reconciler::intercept::Networks,
     source::{
         Desired,
         file::{Reader, parse},
@@ -73,6 +74,7 @@ allow = ["10.0.0.0/8", "fd00::7"]
 networks = ["blue"]
 upstreams = ["10.0.0.53", "[fd00::53]:5353"]
 routes = ["corp.example=10.0.0.54", "corp.example=10.0.0.55:54"]
+intercept = ["blue"]
 cache = 1
 failover = "300ms"
 in_flight = 10
@@ -87,6 +89,8 @@ in_flight = 10
     assert_eq!(dns.networks.as_deref(), Some(&["blue".to_owned()][..]));
     assert_eq!(dns.upstreams.as_ref().map(Vec::len), Some(2));
     assert_eq!(dns.routes.len(), 2);
+    assert_eq!(dns.intercept, Networks::Named(["blue".to_owned()].into()));
+    assert_eq!(config("[dns]\nintercept = [\"*\"]\n").dns.intercept, Networks::All);
     assert_eq!((dns.forward.cache, dns.server.under_way), (1 << 20, 10));
     assert!(config("[dns]\nlisten = []\nnetworks = [\"*\"]\n").dns.networks.is_none());
 }
@@ -163,6 +167,7 @@ address = ["172.18.0.9", "fd18::9"]
 [[service]]
 name = "web"
 aliases = { blue = ["www", "www.example.com"] }
+port_names = { HTTP = 80, admin = 9090 }
 [[service.task]]
 name = "web.1"
 node = "n1"
@@ -175,6 +180,8 @@ aliases = { blue = ["first"] }
     let blue = NetworkId::new("blue");
     assert_eq!(web.aliases[&blue], ["www", "www.example.com"]);
     assert_eq!(web.tasks[0].aliases[&blue], ["first"]);
+    let ports: Vec<_> = web.port_names.iter().map(|(name, port)| (&**name, port.get())).collect();
+    assert_eq!(ports, [("admin", 9090), ("http", 80)]);
     let space = &desired.nodes.values().next().unwrap().spaces[0];
     assert_eq!(space.addresses.len(), 2);
     assert!(desired.networks.contains_key(&blue), "a network need not be listed");
@@ -211,4 +218,15 @@ fn every_mistake_of_networks_is_named() {
           write a larger subnet, or give some services their own address by vip"
         ]
     );
+}
+
+#[test]
+fn what_is_no_name_of_a_port_or_no_port_is_named() {
+    let said = mesh_mistakes(
+        "[[service]]\nname = \"web\"\nport_names = { 80 = 80, http = 0, \"-a\" = 81, admin = 9090 }\n",
+    );
+    assert_eq!(said.len(), 3, "{said:#?}");
+    assert!(said.iter().all(|text| text.contains("service web: port_names")), "{said:#?}");
+    let names = said.iter().filter(|text| text.contains("not a name for a port"));
+    assert_eq!(names.count(), 2, "{said:#?}");
 }

@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use weir_mesh::{Generation, NetworkId, NodeName, Protocol};
 
 pub use addresses::{Addresses, Srv};
-pub use find::{Found, Kind};
+pub use find::{AskedPort, Found, Kind};
 pub use reverse::{Reverse, address_in, is_reverse};
 
 use crate::name::Key;
@@ -48,6 +48,8 @@ pub struct Zone {
     networks: Vec<Network>,
     by_id: HashMap<NetworkId, u32>,
     by_name: HashMap<Key, Vec<u32>>,
+    /// Names of ports.
+    port_names: HashMap<Box<[u8]>, PortName>,
     services: Vec<Service>,
     names: HashMap<Key, Box<[Holder]>>,
     reverse: BTreeMap<IpAddr, Vec<Owner>>,
@@ -78,7 +80,13 @@ struct Service {
     /// Those that take flows.
     tasks: Vec<Task>,
     ports: Vec<(Protocol, u16)>,
+    /// Target ports by what they are called.
+    named: Vec<(PortName, u16)>,
 }
+
+/// A name of ports, by number. Services may mean different ports by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortName(u32);
 
 #[derive(Debug)]
 struct Task {

@@ -30,6 +30,6 @@ pub use proxied::Proxied;
 pub use service::{
     Balance, Locality, Network, NetworkId, Node, NodeName, Port, Protocol, PublishMode,
     PublishedPort, Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState,
-    Timeouts,
+    Timeouts, is_port_name,
 };
 pub use snapshot::{Generation, MeshSnapshot};

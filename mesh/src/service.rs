@@ -289,6 +289,20 @@ pub struct Service {
     /// What it is called on its networks besides its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub aliases: BTreeMap<NetworkId, Vec<String>>,
+    /// What its target ports are called where they are looked up by name (`_http._tcp`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub port_names: BTreeMap<String, TargetPort>,
+}
+
+/// Whether a port may be called so: letters, digits, and dashes between them, at most 62 (a label is
+/// longer by its underscore). Some of it must be no digit: `_80._tcp` is a number.
+pub fn is_port_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (1..=62).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name.bytes().any(|byte| byte.is_ascii_alphabetic())
 }
 
 /// A network, as far as names and addresses on it are concerned.
@@ -503,6 +517,7 @@ impl Service {
             health: Health::default(),
             vips: BTreeMap::new(),
             aliases: BTreeMap::new(),
+            port_names: BTreeMap::new(),
         }
     }
 }

@@ -48,6 +48,20 @@ pub struct VipKey {
     pub address: IpAddr,
 }
 
+/// An address that stands for one address of this node, to the namespaces that are attached to a network
+/// of its own. No service has it: this node decides by itself who is attached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnVip {
+    /// What it is for, in messages.
+    pub service: ServiceName,
+    /// The network that is made for it.
+    pub network: NetworkId,
+    /// The address.
+    pub address: IpAddr,
+    /// What it stands for.
+    pub target: IpAddr,
+}
+
 /// Position of a virtual address in the kernel's array; 0 is never used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use weir_tests::{Cases, How, Lab, Network, Probe, Scene, State, Task, eventually
 const SECOND: Duration = Duration::from_secs(1);
 /// The bridge of a host in the lab, where its agent answers.
 const SERVER: &str = "172.18.0.1";
+/// Where Docker's resolver answers in its containers.
+const DOCKERS: &str = "127.0.0.11";
 /// Prints the addresses of a name, as `getaddrinfo` of the C library gives them.
 const LOOK_UP: &str = r#"
 #include <arpa/inet.h>
@@ -43,6 +46,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// With lists of `weir.toml` besides.
+    fn with(more: &[(&str, &[&str])]) -> Self {
         let mut scene = Scene::new(Lab::builder()).unwrap();
         let networks = [Network::new("blue").unwrap(), Network::new("green").unwrap()];
         let [blue, green] = &networks;
@@ -85,10 +93,14 @@ impl World {
                 config.set("dns.listen", vec!["gw0", "127.0.0.1"]);
                 config.set("dns.upstreams", vec!["192.0.2.53"]);
                 config.set("dns.routes", vec!["corp.example=192.0.2.54"]);
+                for (key, list) in more {
+                    config.set(key, list.to_vec());
+                }
             })
             .unwrap();
         let files = tempfile::tempdir().unwrap();
         fs::write(files.path().join("resolv.conf"), format!("nameserver {SERVER}\n")).unwrap();
+        fs::write(files.path().join("look_up.c"), LOOK_UP).unwrap();
         let world = Self { scene, blue, green, files, _networks: networks };
         eventually("the server to answer", 10 * SECOND, || -> Result<()> {
             let said = world.run(&world.blue, &format!("dig +short +tries=1 @{SERVER} web"))?;
@@ -117,6 +129,14 @@ impl World {
         Ok(said.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
     }
 
+    /// Makes `look_up_musl`.
+    fn compile_musl(&self) {
+        let mut compiler = Command::new("musl-gcc");
+        compiler.args(["-static", "-o", "look_up_musl", "look_up.c"]);
+        let made = compiler.current_dir(self.files.path()).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
     /// The virtual address of `web`, as the server says.
     fn vip(&self) -> String {
         let said = self.run(&self.blue, &format!("dig +short @{SERVER} web.weir.")).unwrap();
@@ -141,11 +161,7 @@ fn the_resolvers_that_people_have_find_services_by_name() {
     let world = World::new();
     let (blue, vip) = (&world.blue, world.vip());
     assert!(vip.starts_with("10.96."), "{vip}");
-    let source = world.files.path().join("look_up.c");
-    fs::write(&source, LOOK_UP).unwrap();
-    let compile = "musl-gcc -static -o look_up_musl look_up.c";
-    let made = Command::new("sh").args(["-c", compile]).current_dir(world.files.path()).output();
-    assert!(made.unwrap().status.success(), "{compile}");
+    world.compile_musl();
     let node = |call: &str| {
         format!(
             "node -e 'require(\"dns\").{call}(e,r)=>{{if(e)throw e;[r].flat().forEach(x=>console.log(x))}})'"
@@ -185,6 +201,57 @@ fn the_resolvers_that_people_have_find_services_by_name() {
         });
         cases.note(line, said);
     }
+    cases.end(&world.scene).unwrap();
+}
+
+#[test]
+fn dockers_resolver_is_taken_over_for_the_networks_that_want_it_and_as_long_as_the_agent_runs() {
+    let world = World::with(&[("dns.intercept", &["blue"])]);
+    world.compile_musl();
+    let (blue, vip) = (&world.blue, world.vip());
+    let conf = world.files.path().join("resolv.conf");
+    fs::write(conf, format!("nameserver {DOCKERS}\n")).unwrap();
+    world.run(blue, "ip link set lo up").unwrap();
+    // In place of Docker's resolver: it hears what it is asked, and says nothing.
+    let dockers = blue.netns().run(|| UdpSocket::bind((DOCKERS, 53)).unwrap());
+    dockers.set_read_timeout(Some(SECOND)).unwrap();
+    let ask = format!("dig +short +tries=1 +time=1 @{DOCKERS} web");
+    let led = || -> Result<()> {
+        let said = world.lines(blue, &ask)?;
+        ensure!(said == set(&[&vip]), "{said:?}");
+        Ok(())
+    };
+    eventually("the container to be led to weir", 10 * SECOND, led).unwrap();
+    while dockers.recv(&mut [0; 512]).is_ok() {}
+    let mut cases = Cases::default();
+    for line in [
+        "getent ahostsv4 web | awk '{print $1}'".to_owned(),
+        // musl sends without connecting, and reads from whom the answer is.
+        "./look_up_musl web".to_owned(),
+        "node -e 'require(\"dns\").resolve4(\"web\",(e,r)=>{if(e)throw e;console.log(r[0])})'"
+            .into(),
+        format!("dig +short @{DOCKERS} web.weir"),
+        format!("dig +tcp +short @{DOCKERS} web"),
+        format!("kdig +short @{DOCKERS} web"),
+        format!("drill @{DOCKERS} web | awk '/^web/ {{print $5}}'"),
+        format!("busybox nslookup web {DOCKERS} | awk '/^Address:/ {{print $2}}' | grep -v :53"),
+    ] {
+        let said = world.lines(blue, &line).and_then(|said| {
+            ensure!(said == set(&[&vip]), "{said:?} instead of {vip}");
+            Ok(())
+        });
+        cases.note(&line, said);
+    }
+    assert!(dockers.recv(&mut [0; 512]).is_err(), "the container asked Docker's resolver");
+    let said = world.run(&world.green, &format!("{ask} || true")).unwrap();
+    assert!(!said.contains("10."), "green does not want it: {said}");
+    let agent = world.scene.agent("n1");
+    agent.stop().unwrap();
+    world.run(blue, &format!("{ask} || true")).unwrap();
+    let asked = dockers.recv(&mut [0; 512]);
+    assert!(asked.is_ok(), "without weir it is Docker's resolver that is asked: {asked:?}");
+    agent.launch().unwrap();
+    eventually("the container to be led to weir again", 10 * SECOND, led).unwrap();
     cases.end(&world.scene).unwrap();
 }
 

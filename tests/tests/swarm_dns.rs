@@ -53,7 +53,7 @@ fn a_container_finds_services_by_name_on_the_networks_that_it_shares_and_on_no_o
     };
     create("back", "name=shared,alias=rear", "--replicas 2 -p 8085:80");
     create("each", "shared", "--replicas 2 --endpoint-mode dnsrr");
-    create("front", "shared", "--dns 172.18.0.1");
+    create("front", "shared", "--dns 172.18.0.1 --constraint node.role==manager");
     create("stranger", "other", "");
     for (service, tasks) in [("back", 2), ("each", 2), ("front", 1), ("stranger", 1)] {
         swarm.wait_running(service, tasks).unwrap();
@@ -122,5 +122,20 @@ fn a_container_finds_services_by_name_on_the_networks_that_it_shares_and_on_no_o
         Ok(())
     })
     .unwrap();
+    let of = |node: &str| -> BTreeSet<String> {
+        let tasks = swarm.tasks("back").unwrap().into_iter().filter(|task| task.node == node);
+        tasks.flat_map(|task| ask(&task.container[..12]).unwrap()).collect()
+    };
+    let (kept, lost) = (of("n1"), of("n2"));
+    assert!(!kept.is_empty() && !lost.is_empty(), "{kept:?} {lost:?}");
+    swarm.power_off("n2").unwrap();
+    eventually("the tasks of a lost node to be given out no more", PATIENCE, || -> Result<()> {
+        let said = ask("tasks.back")?;
+        ensure!(said.is_disjoint(&lost) && kept.is_subset(&said), "{said:?} without {lost:?}");
+        Ok(())
+    })
+    .unwrap();
+    // Its tasks may be replaced meanwhile; the virtual address is the same.
+    assert_eq!(ask("back").unwrap(), vip);
     swarm.finish().unwrap();
 }

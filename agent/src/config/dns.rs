@@ -15,7 +15,7 @@ use weir_dns::{
 };
 
 use super::read::absolute_path;
-use crate::document::Value;
+use crate::{document::Value, reconciler::intercept::Networks};
 
 /// The DNS server.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +38,8 @@ pub struct DnsConfig {
     pub resolv_conf: PathBuf,
     /// Who is asked for the names of some domains.
     pub routes: Vec<Route>,
+    /// The networks whose containers are answered here when they ask Docker's resolver.
+    pub intercept: Networks,
     /// What is remembered, and how long one waits.
     pub forward: forward::Settings,
     /// How much at one time.
@@ -65,6 +67,7 @@ pub struct DnsSettings {
     pub upstreams: Option<Vec<SocketAddr>>,
     pub resolv_conf: Option<PathBuf>,
     pub routes: Option<Vec<Route>>,
+    pub intercept: Option<Vec<String>>,
     pub cache: Option<usize>,
     pub stale: Option<Duration>,
     pub failover: Option<Duration>,
@@ -98,6 +101,7 @@ impl DnsSettings {
             upstreams: get("dns.upstreams").and_then(|value| list(value, UPSTREAMS, upstream)),
             resolv_conf: get("dns.resolv_conf").and_then(absolute_path),
             routes: get("dns.routes").and_then(|value| list(value, ROUTES, route)),
+            intercept: get("dns.intercept").and_then(|value| list(value, INTERCEPT, network)),
             cache: number("dns.cache", 16 << 10),
             stale: get("dns.stale").and_then(|value| value.duration(WEEK)),
             failover: get("dns.failover").and_then(failover),
@@ -128,6 +132,10 @@ impl DnsSettings {
             upstreams: self.upstreams,
             resolv_conf: self.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
             routes: self.routes.unwrap_or_default(),
+            intercept: match self.intercept {
+                Some(networks) if everything(&networks) => Networks::All,
+                networks => Networks::Named(networks.unwrap_or_default().into_iter().collect()),
+            },
             forward: forward::Settings {
                 cache: self.cache.map_or(forward.cache, |mebibytes| mebibytes << 20),
                 stale: self.stale.unwrap_or(forward.stale),
@@ -160,6 +168,7 @@ impl fmt::Display for ListenAt {
 const LISTEN: &str = "listen = [\"docker_gwbridge\", \"10.0.0.11\"]";
 const ALLOW: &str = "allow = [\"10.0.0.0/8\"]";
 const NETWORKS: &str = "networks = [\"blue\"]";
+const INTERCEPT: &str = "intercept = [\"blue\"]";
 const UPSTREAMS: &str = "upstreams = [\"10.0.0.53\"]";
 const ROUTES: &str = "routes = [\"corp.example=10.0.0.53\"]";
 

@@ -83,6 +83,7 @@ pub const KEYS: &[Key] = &[
     key("dns.upstreams", Kind::List, "Servers for other names [default: those of resolv.conf]"),
     key("dns.resolv_conf", Kind::Text, "Names the host's servers [default: /etc/resolv.conf]"),
     key("dns.routes", Kind::List, "Servers for some domains: corp.example=10.0.0.53"),
+    key("dns.intercept", Kind::List, "Networks whose containers' Docker resolver is taken over"),
     key("dns.cache", Kind::Number, "MiB of others' answers that are remembered [default: 16]"),
     key("dns.stale", Kind::Text, "Old answers are given so long if nobody answers [default: 1h]"),
     key("dns.failover", Kind::Text, "The next server is asked after so long [default: 400ms]"),

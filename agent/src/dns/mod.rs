@@ -5,6 +5,7 @@ pub mod places;
 pub mod view;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     path::Path,
@@ -17,13 +18,15 @@ use tokio::{fs, sync::watch, task::spawn_blocking, time::interval};
 use tracing::{debug, info, warn};
 use weir_dns::{
     Directory, Forwarder, Handler, Identity, Outside, Routes, Zone, ZoneSettings,
-    forward::servers_in, server::Server,
+    forward::{PORT, servers_in},
+    server::Server,
 };
 use weir_mesh::{MeshSnapshot, NodeName, Space};
 
 use self::places::Places;
 use crate::{
     config::{Config, DnsConfig},
+    reconciler::{Intercept, intercept::Networks, thread::Handle},
     snapshots::View,
     source::docker::DockerState,
 };
@@ -50,6 +53,8 @@ pub struct Inputs {
     pub docker: Option<watch::Receiver<DockerState>>,
     /// From a change being noticed to its being answered.
     pub programming: Histogram,
+    /// Leads containers here that ask Docker's resolver.
+    pub reconciler: Handle,
 }
 
 /// What a source sees of this node's containers, once it has said so.
@@ -64,8 +69,8 @@ pub fn start(config: &Config, inputs: Inputs) -> io::Result<Option<Arc<Dns>>> {
         return Ok(None);
     }
     let dns = Arc::new(Dns::new(config)?);
+    tokio::spawn(dns.clone().stay_in_place(inputs.reconciler.clone()));
     tokio::spawn(dns.clone().follow(inputs));
-    tokio::spawn(dns.clone().stay_in_place());
     tokio::spawn(dns.clone().know_servers());
     Ok(Some(dns))
 }
@@ -161,14 +166,38 @@ impl Dns {
     }
 
     /// Listens where the configuration says, as addresses come and go.
-    async fn stay_in_place(self: Arc<Self>) {
+    async fn stay_in_place(self: Arc<Self>, reconciler: Handle) {
         let mut due = interval(LOOK);
+        let networks = self.config.intercept.clone();
+        let mut led = Intercept { networks, ..Intercept::default() };
         loop {
             due.tick().await;
             let places = Places::look(&self.config.listen);
             self.server.listen(places.addresses.clone());
             *self.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
+            let leads = self.leads();
+            if leads != led {
+                info!(servers = ?leads.servers, "whoever asks Docker's resolver is led here");
+                reconciler.intercept(leads.clone());
+                led = leads;
+            }
         }
+    }
+
+    /// Where containers are to be led that ask Docker's resolver: nowhere before there are answers.
+    fn leads(&self) -> Intercept {
+        let ready = self.handler.directory.load().zone.is_some();
+        let networks = self.config.intercept.clone();
+        let answers = |(address, failure): (SocketAddr, Option<String>)| match address {
+            SocketAddr::V4(v4) if failure.is_none() && v4.port() == PORT => Some(*v4.ip()),
+            _ => None,
+        };
+        let servers = self.server.bound().into_iter().filter_map(answers);
+        // Loopback is another host's in every container.
+        let servers = servers.filter(|server| ready && !server.is_loopback());
+        let servers =
+            if networks == Networks::default() { BTreeSet::new() } else { servers.collect() };
+        Intercept { servers, networks }
     }
 
     /// Asks whom the configuration names, or whom the host asks.

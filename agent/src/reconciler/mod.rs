@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod intercept;
 mod kernel;
 pub(crate) mod needs;
 mod report;
@@ -20,6 +21,7 @@ mod vips;
 
 use needs::{asks_anew, local_tasks, wanted_ports};
 
+pub use intercept::Intercept;
 pub use kernel::Kernel;
 pub use report::{BackendStats, ReconcileReport, StatsReport, TaskAnswers};
 
@@ -175,6 +177,14 @@ impl<K: Kernel> Reconciler<K> {
     pub fn see_spaces(&mut self, spaces: Vec<Space>, now: Instant) {
         self.vips.see(spaces);
         self.look_at_spaces(now);
+    }
+
+    /// Who is led to the DNS server of this node when they ask Docker's resolver. In the kernel when this
+    /// returns, if it takes it: a server that is about to end must not be led to any more.
+    pub fn intercept(&mut self, intercept: Intercept, now: Instant) {
+        self.vips.intercept(intercept);
+        self.look_at_spaces(now);
+        self.pass(now);
     }
 
     /// Takes what this node is called, if the source knows; answers whether that is news.

@@ -332,6 +332,31 @@ fn namespaces_stay_until_the_source_that_sees_containers_has_spoken() {
 }
 
 #[test]
+fn containers_are_led_to_the_server_of_this_node_until_it_is_about_to_end() {
+    let maps = Fake::default();
+    maps.0.borrow_mut().spaces.insert("/run/netns/a".into(), SpaceCookie(7));
+    let mut bench = Bench::with(maps, OnPortConflict::ListenerWins, true);
+    bench.take(with_vip(1, &[]));
+    let space = Space {
+        at: SpaceAt::File("/run/netns/a".into()),
+        networks: [NetworkId::new("blue")].into(),
+        addresses: vec!["172.18.0.5".parse().unwrap()],
+    };
+    bench.reconciler.see_spaces(vec![space], bench.now);
+    bench.pass_time(Duration::ZERO);
+    let before = vips(&bench);
+    let servers = [[172, 18, 0, 1].into()].into();
+    let led = Intercept { servers, networks: intercept::Networks::All };
+    bench.reconciler.intercept(led, bench.now);
+    let with = vips(&bench);
+    assert!(with.contains("127.0.0.11@") && with.contains(" 172.18.0.1"), "{with}");
+    bench.pass_time(Duration::from_secs(3));
+    assert_eq!(vips(&bench), with);
+    bench.reconciler.intercept(Intercept::default(), bench.now);
+    assert_eq!(vips(&bench), before, "at once");
+}
+
+#[test]
 fn a_refused_change_and_damage_of_virtual_addresses_are_put_right() {
     let mut bench = Bench::new();
     bench.maps.0.borrow_mut().spaces.insert("/run/netns/a".into(), SpaceCookie(7));

@@ -12,13 +12,16 @@ use weir_loader::{Check, Error};
 use weir_mesh::Space;
 use weir_proxy::Proxy;
 
-use super::{Ceded, Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers};
+use super::{
+    Ceded, Intercept, Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers,
+};
 use crate::{config::Config, plane, probes::Held, snapshots::View, upgrade::Heritage};
 
 enum Message {
     View(View),
     Spaces(Vec<Space>),
     Cede(Ceded),
+    Intercept(Intercept),
     Stats(oneshot::Sender<Result<StatsReport, Error>>),
     Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
@@ -112,6 +115,7 @@ fn run<K: Kernel>(
             match message {
                 Message::Spaces(spaces) => reconciler.see_spaces(spaces, Instant::now()),
                 Message::Cede(to) => reconciler.cede(to, Instant::now()),
+                Message::Intercept(of) => reconciler.intercept(of, Instant::now()),
                 Message::View(view) => reconciler.take(view, Instant::now()),
                 // Whoever asked may have gone meanwhile.
                 Message::Stats(answer) => drop(answer.send(reconciler.stats())),
@@ -162,6 +166,13 @@ impl Handle {
     pub fn see_spaces(&self, spaces: Vec<Space>) {
         // A reconciler that has ended is noticed elsewhere.
         self.messages.send(Message::Spaces(spaces)).ok();
+    }
+
+    /// Leads containers to the DNS server of this node when they ask Docker's resolver; before anything
+    /// that is told later, an end included.
+    pub fn intercept(&self, intercept: Intercept) {
+        // A reconciler that has ended is noticed elsewhere.
+        self.messages.send(Message::Intercept(intercept)).ok();
     }
 
     /// Counters of now.

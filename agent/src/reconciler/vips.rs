@@ -10,7 +10,7 @@ use weir_mesh::{
     vip::{LocalSpaces, SpaceCookie, VipPlanner},
 };
 
-use super::Kernel;
+use super::{Kernel, intercept::Intercept};
 
 /// The part of the reconciler that looks after virtual addresses.
 pub(super) struct Vips {
@@ -20,6 +20,8 @@ pub(super) struct Vips {
     awaited: bool,
     /// What it says of them.
     seen: Option<Vec<Space>>,
+    /// Which of them are led to the DNS server of this node.
+    intercept: Intercept,
     /// What that and the snapshot come to; `None` until both have spoken.
     spaces: Option<LocalSpaces>,
     /// Namespaces that were not found.
@@ -40,6 +42,7 @@ impl Vips {
             cookies: NetnsCookies::default(),
             awaited,
             seen: None,
+            intercept: Intercept::default(),
             spaces: None,
             missing: BTreeMap::new(),
             problems: Vec::new(),
@@ -50,6 +53,12 @@ impl Vips {
     /// What a source sees of this node's containers. To be followed by [`Self::look`].
     pub(super) fn see(&mut self, seen: Vec<Space>) {
         self.seen = Some(seen);
+    }
+
+    /// Who is led to the DNS server of this node. To be followed by [`Self::look`].
+    pub(super) fn intercept(&mut self, intercept: Intercept) {
+        self.planner.serve_own(intercept.own_vips());
+        self.intercept = intercept;
     }
 
     /// Finds the namespaces of this node; answers whether anything is different. Until everybody has
@@ -72,13 +81,15 @@ impl Vips {
         for space in declared.iter().chain(seen) {
             wanted.entry(&space.at).or_default().extend(&space.networks);
         }
+        let led = self.intercept.led(snapshot, declared.iter().chain(seen));
         let mut found = LocalSpaces::new();
         let mut missing = BTreeMap::new();
         for (at, networks) in &wanted {
             match find(kernel, at, &mut self.cookies) {
                 // Containers may share a namespace.
                 Ok(space) => {
-                    found.entry(space).or_default().extend(networks.iter().copied().cloned());
+                    let attached = found.entry(space).or_default();
+                    attached.extend(networks.iter().copied().chain(led.get(at)).cloned());
                 }
                 Err(error) => {
                     debug!(%error, "a network namespace is not there");

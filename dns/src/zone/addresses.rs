@@ -83,16 +83,11 @@ impl<'z> Found<'z> {
         let found = *self;
         found.seen(scope).filter_map(move |holder| found.service(holder)).flat_map(move |service| {
             let network = &*found.zone.networks[service.network as usize].name;
-            let asked = service.ports.iter().filter(move |port| match found.kind {
-                Kind::Ports { protocol, port: one } => {
-                    port.0 == protocol && one.is_none_or(|one| one == port.1)
-                }
-                _ => false,
-            });
-            asked.flat_map(move |(_, port)| {
+            let asked = service.ports_of(found.kind);
+            asked.flat_map(move |port| {
                 service.tasks.iter().map(move |task| Srv {
                     weight: task.weight,
-                    port: *port,
+                    port,
                     task: &task.name,
                     network,
                     ipv4: task.ipv4,

@@ -7,7 +7,7 @@ use std::{
 
 use weir_mesh::{MeshSnapshot, NetworkId, Service as MeshService, Task as MeshTask, TaskState};
 
-use super::{Holder, Network, Owner, Service, Task, What, Zone, ZoneSettings};
+use super::{Holder, Network, Owner, PortName, Service, Task, What, Zone, ZoneSettings};
 use crate::name::{Asked, Key, from_text};
 
 /// In front of the name of the one task of a service that the cluster merge made for its own ports
@@ -23,6 +23,7 @@ impl Zone {
             networks: Vec::with_capacity(snapshot.networks.len()),
             by_id: HashMap::new(),
             by_name: HashMap::new(),
+            port_names: HashMap::new(),
             services: Vec::new(),
             names: HashMap::new(),
             reverse: BTreeMap::new(),
@@ -47,6 +48,11 @@ impl Zone {
     fn take(&mut self, service: &MeshService, names: &mut Names) {
         let Some(key) = from_text(service.name.as_str()) else { return };
         let of_tasks = service.tasks.iter().flat_map(|task| task.networks.keys());
+        let named: Vec<_> = service
+            .port_names
+            .iter()
+            .map(|(name, port)| (self.port_name(name), port.get()))
+            .collect();
         let networks: BTreeSet<&NetworkId> = service.vips.keys().chain(of_tasks).collect();
         for id in networks {
             let Some(&network) = self.by_id.get(id) else { continue };
@@ -63,8 +69,14 @@ impl Zone {
             let ports = service.ports.iter().map(|port| (port.protocol, port.target.get()));
             let ports: BTreeSet<_> = ports.collect();
             let ports = ports.into_iter().collect();
-            self.services.push(Service { name: key.clone(), network, vips, tasks, ports });
+            let (name, named) = (key.clone(), named.clone());
+            self.services.push(Service { name, network, vips, tasks, ports, named });
         }
+    }
+
+    fn port_name(&mut self, name: &str) -> PortName {
+        let next = PortName(u32::try_from(self.port_names.len()).unwrap_or(u32::MAX));
+        *self.port_names.entry(name.as_bytes().into()).or_insert(next)
     }
 
     /// The tasks that are given out. One that is draining is still known by its address.

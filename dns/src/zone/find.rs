@@ -2,7 +2,7 @@
 
 use weir_mesh::Protocol;
 
-use super::{Holder, Scope, What, Zone};
+use super::{Holder, PortName, Scope, Service, What, Zone};
 use crate::name::Asked;
 
 /// A name that exists for whoever asks.
@@ -23,15 +23,26 @@ pub enum Kind {
     Itself,
     /// `tasks.web`
     Tasks,
-    /// `_80._tcp.web`, or `_tcp.web` without a port.
+    /// `_80._tcp.web`, `_http._tcp.web`, or `_tcp.web` without a port.
     Ports {
         /// The protocol.
         protocol: Protocol,
-        /// The target port, if one is named.
-        port: Option<u16>,
+        /// Which.
+        port: AskedPort,
     },
     /// A name with others below it, and nothing of its own.
     Parent,
+}
+
+/// Which target ports of a service are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskedPort {
+    /// All.
+    Any,
+    /// That of this number.
+    Number(u16),
+    /// What the service calls so.
+    Named(PortName),
 }
 
 impl Zone {
@@ -41,7 +52,7 @@ impl Zone {
         if let Some(found) = self.exact(name, (0, to), None, Kind::Itself, scope) {
             return Some(found);
         }
-        let (kind, from) = prefix(name, to)?;
+        let (kind, from) = self.prefix(name, to)?;
         if from == to {
             // `tasks` and `_tcp` by themselves: there are names below them.
             return Some(Found { zone: self, holders: &[], named: None, kind: Kind::Parent });
@@ -87,8 +98,9 @@ impl Zone {
             Kind::Tasks | Kind::Ports { .. } => {
                 let mut services = seen.filter_map(|holder| found.service(holder)).peekable();
                 services.peek()?;
-                if let Kind::Ports { protocol, port: Some(port) } = kind
-                    && !services.any(|service| service.ports.contains(&(protocol, port)))
+                if let Kind::Ports { port, .. } = kind
+                    && port != AskedPort::Any
+                    && !services.any(|service| service.ports_of(kind).next().is_some())
                 {
                     return None;
                 }
@@ -129,21 +141,42 @@ impl<'z> Found<'z> {
     }
 }
 
-/// What the first labels ask for, and how many those are. `None` for `_x` that names no port.
-fn prefix(name: &Asked, to: usize) -> Option<(Kind, usize)> {
-    if name.label(0) == b"tasks" {
-        return Some((Kind::Tasks, 1));
+impl Service {
+    /// Those of its ports that a name asks for.
+    pub(super) fn ports_of(&self, kind: Kind) -> impl Iterator<Item = u16> {
+        self.ports.iter().filter_map(move |(protocol, port)| {
+            let Kind::Ports { protocol: asked, port: which } = kind else { return None };
+            let meant = match which {
+                AskedPort::Any => true,
+                AskedPort::Number(number) => number == *port,
+                AskedPort::Named(name) => self.named.contains(&(name, *port)),
+            };
+            (*protocol == asked && meant).then_some(*port)
+        })
     }
-    let protocol = |at: usize| match name.label(at) {
-        b"_tcp" if at < to => Some(Protocol::Tcp),
-        b"_udp" if at < to => Some(Protocol::Udp),
-        _ => None,
-    };
-    if let Some(protocol) = protocol(0) {
-        return Some((Kind::Ports { protocol, port: None }, 1));
+}
+
+impl Zone {
+    /// What the first labels ask for, and how many those are. `None` for `_x` that names no port.
+    fn prefix(&self, name: &Asked, to: usize) -> Option<(Kind, usize)> {
+        if name.label(0) == b"tasks" {
+            return Some((Kind::Tasks, 1));
+        }
+        let protocol = |at: usize| match name.label(at) {
+            b"_tcp" if at < to => Some(Protocol::Tcp),
+            b"_udp" if at < to => Some(Protocol::Udp),
+            _ => None,
+        };
+        if let Some(protocol) = protocol(0) {
+            return Some((Kind::Ports { protocol, port: AskedPort::Any }, 1));
+        }
+        let Some(port) = name.label(0).strip_prefix(b"_") else { return Some((Kind::Itself, 0)) };
+        let Some(protocol) = protocol(1) else { return Some((Kind::Itself, 0)) };
+        let number = std::str::from_utf8(port).ok().and_then(|text| text.parse().ok());
+        let port = match number {
+            Some(number) => AskedPort::Number(number),
+            None => AskedPort::Named(*self.port_names.get(port)?),
+        };
+        Some((Kind::Ports { protocol, port }, 2))
     }
-    let Some(port) = name.label(0).strip_prefix(b"_") else { return Some((Kind::Itself, 0)) };
-    let Some(protocol) = protocol(1) else { return Some((Kind::Itself, 0)) };
-    let port = std::str::from_utf8(port).ok()?.parse().ok()?;
-    Some((Kind::Ports { protocol, port: Some(port) }, 2))
 }

@@ -277,6 +277,8 @@ fn line_14_srv_names_ports_weights_and_tasks_whose_names_resolve() {
         "_80._tcp.web.blue.weir.",
         "_tcp.web.",
         "_80._TCP.www.",
+        "_http._tcp.web.",
+        "_HTTP._tcp.web.blue.weir.",
     ] {
         let said = world.ask(BLUE, name, Type::SRV);
         assert_eq!(data(&said), ["0 1 80 web.2.blue.weir.", "0 3 80 web.1.blue.weir."], "{name}");
@@ -290,7 +292,10 @@ fn line_14_srv_names_ports_weights_and_tasks_whose_names_resolve() {
         }
     }
     assert_eq!(world.data(BLUE, "_53._udp.web.", Type::SRV).len(), 2);
-    assert_eq!(code(&world.ask(BLUE, "_80._udp.web.", Type::SRV)), ResponseCode::NXDomain);
+    // 80 is not served by UDP; nobody calls a port https; both calls none http.
+    for name in ["_80._udp.web.", "_http._udp.web.", "_https._tcp.web.", "_http._tcp.both."] {
+        assert_eq!(code(&world.ask(BLUE, name, Type::SRV)), ResponseCode::NXDomain, "{name}");
+    }
 }
 
 #[test]

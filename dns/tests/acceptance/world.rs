@@ -98,6 +98,7 @@ impl World {
             .insert(NetworkId::new("blue"), vec!["www".to_owned(), "www.example.com".to_owned()]);
         web.tasks[0].aliases.insert(NetworkId::new("blue"), vec!["c0ffee".to_owned()]);
         web.tasks[0].weight = 3;
+        web.port_names.insert("http".to_owned(), TargetPort::new(80).unwrap());
         let db = service(
             "db",
             &[],

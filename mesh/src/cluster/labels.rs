@@ -1,13 +1,16 @@
 //! `weir.*` labels of services and containers.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{Labels, Note};
 use crate::{
     access::{Access, Subnet, SubnetError},
     health::labels::{self as health, Wrong, duration},
     proxied::{FlowLimits, HeaderVersion, Prefix, Proxied},
-    service::{Balance, Locality, Timeouts},
+    service::{Balance, Locality, TargetPort, Timeouts, is_port_name},
 };
 
 /// What the labels of one service or container ask for; `None` where they say nothing.
@@ -39,6 +42,8 @@ pub struct Wishes {
     pub trusted: Option<Vec<Prefix>>,
     /// `weir.limit.…`.
     pub limits: FlowLimits,
+    /// `weir.port-names`: names and target ports, separated by commas.
+    pub port_names: Option<BTreeMap<String, TargetPort>>,
     /// `weir.health…` and `weir.eject…`.
     pub health: health::Wishes,
 }
@@ -65,6 +70,7 @@ const HEEDED: &[&str] = &[
     "weir.limit.per-client",
     "weir.limit.per-task",
     "weir.limit.rate",
+    "weir.port-names",
 ];
 
 impl Wishes {
@@ -112,6 +118,7 @@ impl Wishes {
                 per_task: self.limits.per_task.or(other.limits.per_task),
                 rate: self.limits.rate.or(other.limits.rate),
             },
+            port_names: self.port_names.or(other.port_names),
             health: self.health.or(other.health),
         }
     }
@@ -180,6 +187,7 @@ impl Wishes {
             "weir.limit.per-client" => self.limits.per_client = Some(limit(value)?),
             "weir.limit.per-task" => self.limits.per_task = Some(limit(value)?),
             "weir.limit.rate" => self.limits.rate = Some(limit(value)?),
+            "weir.port-names" => self.port_names = Some(port_names(value)?),
             _ if NOT_YET.contains(&name) || NOT_YET.iter().any(|known| below(name, known)) => {
                 return Err(wrong("not supported yet", "take the label away: it does nothing"));
             }
@@ -277,6 +285,22 @@ fn limit(value: &str) -> Result<u32, Wrong> {
     limit.ok_or_else(|| wrong("not a limit", "write a whole number from 1 to 16777216"))
 }
 
+fn port_names(value: &str) -> Result<BTreeMap<String, TargetPort>, Wrong> {
+    let one = |text: &str| {
+        let (name, port) = text.trim().split_once('=')?;
+        let port = TargetPort::new(port.parse().ok()?)?;
+        is_port_name(name).then(|| (name.to_ascii_lowercase(), port))
+    };
+    let all = value.split(',').map(|text| {
+        one(text).ok_or_else(|| {
+            let remedy =
+                "write names of letters, digits and dashes with target ports: http=80,admin=9090";
+            wrong(&format!("{:?} is no name of a port", text.trim()), remedy)
+        })
+    });
+    all.collect()
+}
+
 fn weight(value: &str) -> Result<u16, Wrong> {
     let weight = value.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
     weight.ok_or_else(|| wrong("not a weight", "write a whole number from 0 to 1000"))
@@ -311,6 +335,7 @@ mod tests {
             ("weir.proxy-protocol", "v2"),
             ("weir.proxy-protocol.accept", "10.0.0.0/8, fd00::1"),
             ("weir.limit.rate", "100"),
+            ("weir.port-names", "HTTP=80, admin=9090"),
         ]);
         assert_eq!(notes, [] as [&str; 0]);
         let mut health = health::Wishes::default();
@@ -324,6 +349,11 @@ mod tests {
             header: Some(HeaderVersion::V2),
             trusted: Some(vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()]),
             limits: FlowLimits { rate: Some(100), ..FlowLimits::default() },
+            port_names: Some(
+                [("http", 80), ("admin", 9090)]
+                    .map(|(name, port)| (name.to_owned(), TargetPort::new(port).unwrap()))
+                    .into(),
+            ),
             health,
             ..Wishes::default()
         };

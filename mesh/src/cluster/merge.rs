@@ -165,6 +165,7 @@ impl Draft<'_> {
             timeouts: wishes.timeouts(words.timeouts),
             health: health.clone(),
             proxied: wishes.proxied(),
+            port_names: wishes.port_names.clone().unwrap_or_default(),
             ..Service::new(name)
         };
         let mut services = Vec::new();

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    InstalledVips, LocalSpaces, SpaceCookie, VipKey, VipLimits, VipOp, VipProblem, VipRecord,
-    VipSlot,
+    InstalledVips, LocalSpaces, OwnVip, SpaceCookie, VipKey, VipLimits, VipOp, VipProblem,
+    VipRecord, VipSlot,
     wanted::{Wanted, wanted},
 };
 use crate::{
@@ -34,6 +34,8 @@ pub struct VipPlanner {
     limits: VipLimits,
     slots: Pool,
     cells: Extents,
+    /// What this node serves besides the services of snapshots.
+    own: Vec<OwnVip>,
     /// Operations of the last plan that were not reported applied.
     outstanding: usize,
 }
@@ -52,14 +54,21 @@ impl VipPlanner {
             cells: Extents::new(limits.cells, &runs, now),
             installed,
             limits,
+            own: Vec::new(),
             outstanding: 0,
         }
+    }
+
+    /// Serves these besides the services of snapshots, from the next plan on. Always all of them.
+    pub fn serve_own(&mut self, own: Vec<OwnVip>) {
+        self.own = own;
     }
 
     /// Begins anew from what the maps really hold, after an operation failed or when they turned out
     /// to differ.
     pub fn resync(&mut self, installed: InstalledVips, now: Moment) {
         let mut anew = Self::new(installed, self.limits, now);
+        anew.own = std::mem::take(&mut self.own);
         anew.slots.mark_used(self.slots.fresh(), now);
         anew.cells.mark_used(self.cells.fresh(), now);
         *self = anew;
@@ -106,7 +115,8 @@ impl VipPlanner {
             None => self.installed.spaces.clone(),
         };
         let attached: BTreeSet<Ident> = spaces.values().flatten().copied().collect();
-        let wanted = wanted(snapshot, here, &attached, &mut draft.problems);
+        let own = self.own.clone();
+        let wanted = wanted(snapshot, here, &own, &attached, &mut draft.problems);
         self.plan_spaces(&spaces, &mut draft);
         self.plan_removals(&wanted, &mut draft);
         for (key, wanted) in wanted {

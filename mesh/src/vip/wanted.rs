@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{VipKey, VipProblem};
+use super::{OwnVip, VipKey, VipProblem};
 use crate::{
     balance::interleave::{cell_cap, reduce},
     ident::Ident,
@@ -23,16 +23,23 @@ pub(super) struct Wanted<'a> {
 }
 
 /// The virtual addresses on networks that something of this node is attached to. Of services that want
-/// the same one the first by name gets it.
+/// the same one the first by name gets it. Those of this node itself go before all.
 pub(super) fn wanted<'a>(
     snapshot: &'a MeshSnapshot,
     here: &NodeName,
+    own: &'a [OwnVip],
     attached: &BTreeSet<Ident>,
     problems: &mut Vec<VipProblem>,
 ) -> BTreeMap<VipKey, Wanted<'a>> {
     let mut all = BTreeMap::<VipKey, Wanted<'a>>::new();
     if attached.is_empty() {
         return all;
+    }
+    for OwnVip { service, network, address, target } in own {
+        let key = VipKey { network: Ident::of_network(network), address: *address };
+        if attached.contains(&key.network) {
+            all.insert(key, Wanted { service, cells: vec![*target], stride: 1 });
+        }
     }
     for (name, service) in &snapshot.services {
         for (network, addresses) in &service.vips {

@@ -6,7 +6,7 @@ use weir_mesh::{
     Generation, Locality, MeshSnapshot, Node, NodeName, Service, Task,
     TaskState::{Active, Down, Draining},
     plan::GRACE,
-    vip::{VipLimits, VipOp},
+    vip::{OwnVip, VipLimits, VipOp},
 };
 
 use crate::world::{LIMITS, World, ident, ip, service, snapshot, spaces, task};
@@ -179,4 +179,29 @@ fn by_locality_the_nodes_own_tasks_come_first_or_are_all() {
         assert_eq!(world.reached(7, ip(VIP)), turns(reached), "{locality:?}, {own:?}");
         world.pass(GRACE);
     }
+}
+
+#[test]
+fn an_address_of_the_node_itself_is_served_to_its_own_network_until_it_is_taken_back() {
+    let mut world = World::new(LIMITS);
+    let own = OwnVip {
+        service: weir_mesh::ServiceName::new("resolver"),
+        network: weir_mesh::NetworkId::new("own"),
+        address: ip("127.0.0.11"),
+        target: ip("172.18.0.1"),
+    };
+    let mesh = snapshot(vec![service("web", &[("blue", VIP)], vec![task("blue", 11, 1, Active)])]);
+    let attached = spaces(&[(7, &["blue", "own"]), (8, &["blue"])]);
+    world.planner.serve_own(vec![own]);
+    world.serve(&mesh, Some(&attached));
+    assert_eq!(world.reached(7, ip("127.0.0.11")), turns(&[("172.18.0.1", 1)]));
+    assert_eq!(world.reached(8, ip("127.0.0.11")), None);
+    assert_eq!(world.reached(7, ip(VIP)), turns(&[("10.0.9.11", 1)]));
+    // After a resync it is still wanted.
+    let kernel = world.kernel.clone();
+    world.planner.resync(kernel, world.now);
+    assert_eq!(world.serve(&mesh, Some(&attached)).ops, []);
+    world.planner.serve_own(Vec::new());
+    world.serve(&mesh, Some(&spaces(&[(7, &["blue"]), (8, &["blue"])])));
+    assert_eq!(world.reached(7, ip("127.0.0.11")), None);
 }

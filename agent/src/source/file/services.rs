@@ -8,7 +8,7 @@ use std::{
 
 use weir_mesh::{
     Access, Balance, Health, Locality, NetworkId, Node, NodeName, Port, Proxied, Service,
-    ServiceName, Task, TaskName, TaskState, Timeouts, ports::PortSpec,
+    ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts, is_port_name, ports::PortSpec,
 };
 
 use super::{clients, health, networks, proxied, publish};
@@ -30,6 +30,8 @@ pub(super) struct ServiceDraft {
     pub proxied: Proxied,
     pub vips: BTreeMap<NetworkId, Vec<IpAddr>>,
     pub aliases: BTreeMap<NetworkId, Vec<String>>,
+    /// What its target ports are called.
+    pub port_names: BTreeMap<String, TargetPort>,
     /// Networks on which it wants a virtual address from the pool, and where that is written.
     pub wants: Vec<(NetworkId, usize)>,
 }
@@ -75,7 +77,7 @@ impl ServiceDraft {
         // Collected in the place of the drafts, which are larger and were not counted before.
         tasks.shrink_to_fit();
         let Self { name, balance, locality, access, timeouts, health, .. } = self;
-        let Self { proxied, vips, aliases, .. } = self;
+        let Self { proxied, vips, aliases, port_names, .. } = self;
         Service {
             name,
             balance,
@@ -88,6 +90,7 @@ impl ServiceDraft {
             proxied,
             vips,
             aliases,
+            port_names,
         }
     }
 }
@@ -118,8 +121,21 @@ pub(super) fn service(
     };
     let table = table.named(&subject);
     let keys = [
-        "name", "balance", "affinity", "locality", "allow", "deny", "publish", "task", "timeouts",
-        "health", "eject", "vip", "aliases", "networks",
+        "name",
+        "balance",
+        "affinity",
+        "locality",
+        "allow",
+        "deny",
+        "publish",
+        "task",
+        "timeouts",
+        "health",
+        "eject",
+        "vip",
+        "aliases",
+        "networks",
+        "port_names",
     ];
     table.allow_only(&[&keys[..], &proxied::KEYS].concat());
     let balance = clients::balance(table);
@@ -142,6 +158,8 @@ pub(super) fn service(
     let vips = table.get("vip").map(|vip| networks::by_network(vip, &vip_subject));
     let alias_subject = format!("{subject}: aliases");
     let aliases = table.get("aliases").map(|own| networks::aliases(own, &alias_subject));
+    let names_subject = format!("{subject}: port_names");
+    let port_names = table.get("port_names").map(|own| port_names(own, &names_subject));
     let wants = table.get("networks").map(networks::wanted).unwrap_or_default();
     let name = ServiceName::new(name?);
     Some(ServiceDraft {
@@ -158,8 +176,28 @@ pub(super) fn service(
         proxied: proxied::proxied(table, &subject),
         vips: vips.unwrap_or_default(),
         aliases: aliases.unwrap_or_default(),
+        port_names: port_names.unwrap_or_default(),
         wants,
     })
+}
+
+/// Names of target ports: `{ http = 80 }`.
+fn port_names(value: Value<'_, '_>, subject: &str) -> BTreeMap<String, TargetPort> {
+    let Some(table) = value.table("names of target ports: { http = 80 }") else {
+        return BTreeMap::new();
+    };
+    let read = |(name, value): (&str, Value<'_, '_>)| {
+        if !is_port_name(name) {
+            value.fault(
+                "not a name for a port",
+                "write at most 62 letters, digits and dashes, not digits alone: { http = 80 }",
+            );
+            return None;
+        }
+        let port = u16::try_from(value.number(1..=65_535)?).ok()?;
+        Some((name.to_ascii_lowercase(), TargetPort::new(port)?))
+    };
+    table.named(subject).entries().filter_map(read).collect()
 }
 
 fn task(
