@@ -13,7 +13,9 @@ use weir_loader::Check;
 
 use crate::{
     config::{Config, Mode, Overrides, SourceConfig},
-    dns, farewell, hosts,
+    dns,
+    drain::Drains,
+    farewell, hosts,
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -81,6 +83,7 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         findings: findings.clone(),
     };
     let others = hosts::link_up(&config, wires, &link);
+    let drains = Drains::begin(&config.state, findings.clone()).await;
     tokio::spawn(snapshots::keep(state, writer.declared()));
     tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait, chamber));
 
@@ -123,8 +126,9 @@ pub async fn run(config: Config, origin: Origin, logging: Logging) -> anyhow::Re
         opened,
         link,
     )
-    .with_dns(dns);
-    doors.serve(Routes { observer, metrics: metrics.clone() });
+    .with_dns(dns)
+    .with_drains(Some(drains));
+    doors.serve(Routes::new(observer, metrics.clone()));
 
     let already = opening.await.context("the reconciler's thread ended early")??;
     hosts::settled(others, config.link.silence).await;

@@ -1,5 +1,7 @@
 //! The HTTP server: the same read-only routes on the metrics port and on the admin socket.
 
+mod drain;
+mod inspect;
 mod page;
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,7 @@ use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    sync::{Mutex, Semaphore},
 };
 use tracing::{debug, warn};
 
@@ -39,6 +41,8 @@ pub struct Routes {
     pub observer: Observer,
     /// Tells them as metrics.
     pub metrics: Arc<Metrics>,
+    /// Held by whoever goes through the flow tables.
+    passes: Mutex<()>,
 }
 
 /// Why a server cannot serve.
@@ -97,6 +101,11 @@ pub fn bind_socket(path: &Path) -> Result<UnixListener, Error> {
 }
 
 impl Routes {
+    /// Answers from these.
+    pub fn new(observer: Observer, metrics: Arc<Metrics>) -> Self {
+        Self { observer, metrics, passes: Mutex::new(()) }
+    }
+
     /// Serves the metrics port for ever.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -144,6 +153,10 @@ impl Routes {
 
     async fn answer<B>(&self, request: &Request<B>, door: Door) -> Response<Full<Bytes>> {
         let (method, uri) = (request.method(), request.uri());
+        let query = uri.query().unwrap_or_default();
+        if let Some(answer) = self.inspect(method, uri.path(), query, door).await {
+            return answer;
+        }
         if method != Method::GET && method != Method::HEAD {
             let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "read-only: use GET");
             response
@@ -160,14 +173,17 @@ impl Routes {
                 let now = self.observer.now_with_counters().await;
                 json(&api::services(&now, uri.query().and_then(name_in)))
             }
+            "/api/v1/tasks" => {
+                let now = self.observer.now_with_counters().await;
+                json(&api::tasks(&now, uri.query().and_then(name_in)))
+            }
+            "/api/v1/drops" => json(&api::drops(&self.observer.now_with_counters().await)),
             "/api/v1/nodes" => json(&api::nodes(&self.observer.now().await)),
             "/api/v1/state" => match self.observer.dump().await {
                 Ok(dump) => json(&api::StateDump { dump }),
                 Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error),
             },
-            path if path.starts_with(DNS) => {
-                self.dns(&path[DNS.len()..], uri.query().unwrap_or_default(), door).await
-            }
+            path if path.starts_with(DNS) => self.dns(&path[DNS.len()..], query, door).await,
             "/" if !page::wanted(request.headers()) => text(StatusCode::OK, INDEX.into()),
             path => page::file(path).unwrap_or_else(|| {
                 failure(StatusCode::NOT_FOUND, "no such path; / lists what there is")
@@ -240,7 +256,9 @@ const INDEX: &str = "weir agent\n\
     /readyz           200 when clients may be sent here; 503 names what is not ready\n\
     /api/v1/status    JSON, as are the following\n\
     /api/v1/services  ?name=NAME for one\n\
+    /api/v1/tasks     ?name=NAME for those of one service\n\
     /api/v1/nodes\n\
+    /api/v1/drops     why packets were not forwarded\n\
     /api/v1/state\n\
     /api/v1/dns       also /records, /cache, /upstreams\n";
 
@@ -264,6 +282,17 @@ fn name_in(query: &str) -> Option<&str> {
 fn value_in<'q>(query: &'q str, key: &str) -> Option<&'q str> {
     let mut parts = query.split('&').filter_map(|part| part.split_once('='));
     parts.find(|(found, _)| *found == key).map(|(_, value)| value)
+}
+
+/// An answer that is an error.
+type Refused = (StatusCode, String);
+
+fn bad(problem: String) -> Refused {
+    (StatusCode::BAD_REQUEST, problem)
+}
+
+fn unavailable(problem: impl ToString) -> Refused {
+    (StatusCode::SERVICE_UNAVAILABLE, problem.to_string())
 }
 
 /// Out of file descriptors, most likely; trying again at once would only spin.

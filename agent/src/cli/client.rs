@@ -9,7 +9,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{AgentArgs, Failed};
+use super::{Failed, SocketArgs};
 use crate::{
     api,
     config::{DEFAULT_PATH, DEFAULT_SOCKET, Overrides, Settings},
@@ -18,9 +18,18 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks the agent for a path of its API.
-pub(super) fn get<T: DeserializeOwned>(agent: &AgentArgs, path: &str) -> Result<T, Failed> {
+pub(super) fn get<T: DeserializeOwned>(agent: &SocketArgs, path: &str) -> Result<T, Failed> {
+    ask(agent, "GET", path)
+}
+
+/// Has the agent do something.
+pub(super) fn post<T: DeserializeOwned>(agent: &SocketArgs, path: &str) -> Result<T, Failed> {
+    ask(agent, "POST", path)
+}
+
+fn ask<T: DeserializeOwned>(agent: &SocketArgs, method: &str, path: &str) -> Result<T, Failed> {
     let socket = socket_path(agent);
-    let answer = exchange(&socket, path).map_err(|error| unreachable(&socket, &error))?;
+    let answer = exchange(&socket, method, path).map_err(|error| unreachable(&socket, &error))?;
     let (head, body) = split(&answer).ok_or_else(|| foreign(&socket))?;
     let ok = head.split(' ').nth(1) == Some("200");
     if !ok {
@@ -32,12 +41,12 @@ pub(super) fn get<T: DeserializeOwned>(agent: &AgentArgs, path: &str) -> Result<
     })
 }
 
-fn exchange(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
+fn exchange(socket: &Path, method: &str, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // HTTP/1.0: the answer ends where the stream ends, and is never chunked.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: weir\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: weir\r\nContent-Length: 0\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(answer)
@@ -50,13 +59,22 @@ fn split(answer: &[u8]) -> Option<(&str, &[u8])> {
 }
 
 /// The flag or variable, else what the default configuration says, else the default.
-fn socket_path(agent: &AgentArgs) -> PathBuf {
+fn socket_path(agent: &SocketArgs) -> PathBuf {
     let configured = || {
         let path = Path::new(DEFAULT_PATH);
         let text = std::fs::read_to_string(path).ok()?;
         Settings::read(path, &text, &Overrides::default()).ok()?.socket
     };
     agent.socket.clone().or_else(configured).unwrap_or_else(|| DEFAULT_SOCKET.into())
+}
+
+/// A part of a query; names need no escapes.
+pub(super) fn value(key: &str, text: &str) -> Result<String, Failed> {
+    let sendable = text.bytes().all(|byte| byte.is_ascii_graphic() && !b"&#%".contains(&byte));
+    match sendable && !text.is_empty() {
+        true => Ok(format!("&{key}={text}")),
+        false => Err(format!("\"{text}\" is no {key}")),
+    }
 }
 
 fn foreign(socket: &Path) -> Failed {

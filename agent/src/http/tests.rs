@@ -77,7 +77,7 @@ impl Agent {
             Default::default(),
         );
         let socket = bind_socket(&config.socket).unwrap();
-        tokio::spawn(Arc::new(Routes { observer, metrics }).serve_socket(socket));
+        tokio::spawn(Arc::new(Routes::new(observer, metrics)).serve_socket(socket));
         Self { directory, source, view, reconciler }
     }
 

@@ -5,10 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, Stats};
+use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, FlowTables, Stats};
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
     install::{BackendIndex, Frontend, Via},
+    trace::{Entry, Host},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 
@@ -126,5 +127,13 @@ impl Kernel for Plane {
 
     fn collect_flows(&mut self) -> Result<FlowCensus, Error> {
         self.get_mut().collect_flows()
+    }
+
+    fn flow_tables(&self) -> Result<Option<FlowTables>, Error> {
+        self.get().flow_tables()
+    }
+
+    fn standing(&self, client: IpAddr) -> Result<Option<(Host, Entry)>, Error> {
+        self.get().standing(client)
     }
 }

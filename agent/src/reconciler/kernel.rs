@@ -6,10 +6,13 @@ use std::{
     path::Path,
 };
 
-use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, NetnsCookies, Stats};
+use weir_loader::{
+    Answers, Attachments, Dataplane, Error, FlowCensus, FlowTables, NetnsCookies, Stats,
+};
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
     install::{BackendIndex, Frontend, Via},
+    trace::{Entry, Host},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 
@@ -66,6 +69,15 @@ pub trait Kernel {
     ) -> Result<Vec<(BackendIndex, Answers)>, Error>;
     /// Deletes flows that have timed out and counts the others.
     fn collect_flows(&mut self) -> Result<FlowCensus, Error>;
+    /// The flow tables, to be read elsewhere; `None` where flows are sockets of the agent.
+    fn flow_tables(&self) -> Result<Option<FlowTables>, Error> {
+        Ok(None)
+    }
+    /// This host's addresses, and where packets of a client enter; `None` where clients are served by
+    /// sockets of the agent.
+    fn standing(&self, _client: IpAddr) -> Result<Option<(Host, Entry)>, Error> {
+        Ok(None)
+    }
 }
 
 impl Kernel for Dataplane {
@@ -133,5 +145,13 @@ impl Kernel for Dataplane {
 
     fn collect_flows(&mut self) -> Result<FlowCensus, Error> {
         Self::collect_flows(self)
+    }
+
+    fn flow_tables(&self) -> Result<Option<FlowTables>, Error> {
+        Self::flow_tables(self).map(Some)
+    }
+
+    fn standing(&self, client: IpAddr) -> Result<Option<(Host, Entry)>, Error> {
+        Ok(Some((self.trace_host()?, self.entry_of(client)?)))
     }
 }

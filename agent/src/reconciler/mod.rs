@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod inspect;
 mod kernel;
 pub(crate) mod needs;
 mod report;
@@ -20,6 +21,7 @@ mod vips;
 
 use needs::{asks_anew, local_tasks, wanted_ports};
 
+pub use inspect::{Asked, FlowSource, Traced};
 pub use kernel::Kernel;
 pub use report::{BackendStats, ReconcileReport, StatsReport, TaskAnswers};
 

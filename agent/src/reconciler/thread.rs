@@ -11,7 +11,10 @@ use tokio::sync::{oneshot, watch};
 use weir_loader::{Check, Error};
 use weir_mesh::Space;
 
-use super::{Ceded, Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers};
+use super::{
+    Asked, Ceded, FlowSource, Kernel, ReconcileReport, Reconciler, Settings, StatsReport,
+    TaskAnswers, Traced,
+};
 use crate::{config::Config, plane, probes::Held, snapshots::View};
 
 enum Message {
@@ -21,6 +24,8 @@ enum Message {
     Stats(oneshot::Sender<Result<StatsReport, Error>>),
     Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
+    Trace(Asked, oneshot::Sender<Result<Traced, Error>>),
+    Flows(oneshot::Sender<Result<Option<FlowSource>, Error>>),
     Stop,
 }
 
@@ -114,6 +119,8 @@ fn run<K: Kernel>(
                 Message::Stats(answer) => drop(answer.send(reconciler.stats())),
                 Message::Answers(answer) => drop(answer.send(reconciler.answers())),
                 Message::Dump(answer) => drop(answer.send(reconciler.dump())),
+                Message::Trace(asked, answer) => drop(answer.send(reconciler.trace(&asked))),
+                Message::Flows(answer) => drop(answer.send(reconciler.flow_source())),
                 Message::Stop => return,
             }
             next = inbox.try_recv().ok();
@@ -173,6 +180,16 @@ impl Handle {
     /// The text form of the kernel's maps.
     pub async fn dump(&self) -> Result<String, AskError> {
         self.ask(Message::Dump).await
+    }
+
+    /// What the data plane would do with a flow.
+    pub async fn trace(&self, asked: Asked) -> Result<Traced, AskError> {
+        self.ask(|answer| Message::Trace(asked, answer)).await
+    }
+
+    /// The flows of the kernel; `None` where flows are sockets of the agent.
+    pub async fn flows(&self) -> Result<Option<FlowSource>, AskError> {
+        self.ask(Message::Flows).await
     }
 
     async fn ask<T>(

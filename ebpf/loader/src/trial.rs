@@ -17,7 +17,7 @@ use weir_abi::{Config, trial::Template};
 use weir_mesh::{Installed, MapOp};
 
 use crate::{
-    AttachMode, Options, Stats,
+    AttachMode, FlowTables, Options, Stats,
     error::{Error, Tried as _},
     kernel,
     maps::Maps,
@@ -122,6 +122,14 @@ impl Trial {
     /// When a map cannot be read.
     pub fn stats(&self) -> Result<Stats, Error> {
         self.store.stats()
+    }
+
+    /// The flow tables.
+    ///
+    /// # Errors
+    /// When they cannot be opened once more.
+    pub fn flow_tables(&self) -> Result<FlowTables, Error> {
+        self.store.flow_tables(kernel::jiffies(&self.object)?)
     }
 
     /// Runs a program on a packet that starts with an Ethernet header.
