@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use weir_abi::{Config, Ip4, Ip6};
+use weir_abi::{Config, DropReason, Ip4, Ip6};
 use weir_loader::{Arrival, Flow, FlowName, Trial};
 use weir_mesh::{
     Balance, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port, Problem,
@@ -309,8 +309,9 @@ impl World {
     /// # Errors
     /// When the counters cannot be read.
     pub fn drops(&self, reason: &str) -> Result<u64> {
-        let stats = self.trial.stats()?;
-        stats.drops.get(reason).copied().with_context(|| format!("no reason {reason}"))
+        let known = DropReason::ALL.iter().find(|known| known.label() == reason);
+        let known = known.with_context(|| format!("no reason {reason}"))?;
+        Ok(self.trial.drops(*known)?)
     }
 }
 

@@ -249,7 +249,7 @@ fn the_trace_of_a_flow_is_what_the_kernel_does_with_its_first_packet() {
     let world = RefCell::new(World::new().unwrap());
     let met = RefCell::new(Met::new());
     let port = RefCell::new(20_000_u16);
-    let config = Config { cases: 250, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 120, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&case(), |case| {
         let mut world = world.borrow_mut();
         let Case { services, withheld, unreached, packets } = case;

@@ -115,6 +115,10 @@ fn standing(task: &TaskView) -> (Standing, Option<String>, bool) {
             (Standing::Active, found.or_else(|| said("weight 0: no new flows")), out)
         }
         (TaskState::Active, "active") => (Standing::Active, found, out),
+        // Counters, and this with them, are read once a second.
+        (TaskState::Active, "draining") => {
+            (Standing::Draining, found.or_else(|| said("about to take new flows again")), out)
+        }
         (TaskState::Active, kernel) => {
             let why = format!("the data plane has it as {kernel}: weir status says why");
             (Standing::Absent, found.or(Some(why)), true)

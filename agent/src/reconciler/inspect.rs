@@ -64,9 +64,11 @@ impl<K: Kernel> Reconciler<K> {
         let Asked { protocol, client, client_port, to } = *asked;
         let standing = self.kernel.standing(client)?;
         let entry = standing.as_ref().map(|(_, entry)| *entry);
-        // The proxy listens at every address of the host.
+        // The proxy listens at every address of the host, so not at those of other nodes.
+        let elsewhere = installed.nodes.values().any(|node| node.address == to.ip());
         let host = match standing {
             Some((host, _)) => host,
+            None if elsewhere => Host::default(),
             None => Host { own: BTreeSet::from([to.ip()]), ..Host::default() },
         };
         let entered = entry.unwrap_or(Entry::Wire);
