@@ -1,5 +1,20 @@
 //! The read-only JSON of `/api/v1/…`: what the command line and a dashboard show.
 
+mod drops;
+mod events;
+mod flows;
+mod names;
+mod rates;
+mod tasks;
+mod trace;
+
+pub use drops::{Drop, Drops, drops};
+pub use events::{Event, EventKind, Look, events};
+pub use flows::{FlowBook, FlowFilter, FlowView, Flows, Killed, MOST as MOST_FLOWS, Whose, stage};
+pub use rates::{PortRate, Rate, Rates, ServiceRates, TaskRate, rates};
+pub use tasks::{Standing, TaskRow, Tasks, tasks};
+pub use trace::{Enters, Trace, TracePath, TraceTask, TraceVerdict, trace};
+
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +85,9 @@ pub struct LastPass {
 pub struct Services {
     /// The snapshot that is described; `None` while there is none.
     pub generation: Option<u64>,
+    /// When the counters were read: milliseconds since the agent began.
+    #[serde(default)]
+    pub counters_at_ms: u64,
     /// The services, by name.
     pub services: Vec<ServiceView>,
 }
@@ -263,8 +281,10 @@ pub fn status(now: &Observation) -> Status {
 
 /// The services, or the one of that name, with what the kernel counted.
 pub fn services(now: &Observation, only: Option<&str>) -> Services {
+    let read = now.stats.read.saturating_duration_since(now.started);
+    let counters_at_ms = read.as_millis() as u64;
     let Some(snapshot) = &now.view.snapshot else {
-        return Services { generation: None, services: Vec::new() };
+        return Services { generation: None, counters_at_ms, services: Vec::new() };
     };
     let wanted = |service: &&Arc<Service>| only.is_none_or(|name| service.name.as_str() == name);
     let services = snapshot.services.values().filter(wanted).map(|service| ServiceView {
@@ -277,7 +297,8 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
         vips: vips(service, now),
         timeouts: service.timeouts,
     });
-    Services { generation: Some(snapshot.generation.0), services: services.collect() }
+    let generation = Some(snapshot.generation.0);
+    Services { generation, counters_at_ms, services: services.collect() }
 }
 
 fn ports(service: &Service, now: &Observation) -> Vec<PortView> {

@@ -14,7 +14,9 @@ use weir_proxy::Proxy;
 
 use crate::{
     config::{Config, Mode, Overrides, SourceConfig},
-    dns, farewell, hosts,
+    dns,
+    drain::Drains,
+    farewell, hosts,
     http::{self, Routes},
     listeners::ListenerTable,
     lock::Lock,
@@ -90,6 +92,7 @@ pub async fn run(
         findings: findings.clone(),
     };
     let others = hosts::link_up(&config, wires, &link);
+    let drains = Drains::begin(&config.state, findings.clone()).await;
     tokio::spawn(snapshots::keep(state, writer.declared()));
     tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait, chamber));
 
@@ -134,9 +137,10 @@ pub async fn run(
         opened,
         link,
     )
-    .with_dns(dns);
+    .with_dns(dns)
+    .with_drains(Some(drains));
     let (upgrades_in, upgrades) = mpsc::channel(1);
-    doors.serve(Routes { observer, metrics: metrics.clone(), upgrades: upgrades_in });
+    doors.serve(Routes::new(observer, metrics.clone(), upgrades_in));
 
     let already = opening.await.context("the reconciler's thread ended early")??;
     hosts::settled(others, config.link.silence).await;

@@ -21,6 +21,17 @@ pub enum Condition {
     Failed,
 }
 
+impl Condition {
+    /// The word that is shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// One subsystem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subsystem {
@@ -42,6 +53,7 @@ pub fn subsystems(now: &Observation) -> Vec<Subsystem> {
     all.extend(link(now));
     all.extend([dataplane(now), hooks(now), reconciler(now)]);
     all.extend(dns(now));
+    all.extend(drained(now));
     all.push(mesh(now));
     all
 }
@@ -290,6 +302,26 @@ fn dns(now: &Observation) -> Option<Subsystem> {
         None => "no names yet".to_owned(),
     };
     Some(Subsystem::new(name, Condition::Ok, format!("{at}; {names}")))
+}
+
+/// Somebody wanted it so; a node that is drained takes no clients either.
+fn drained(now: &Observation) -> Option<Subsystem> {
+    let name = "drain";
+    let drained = &now.drained;
+    if drained.node {
+        let reason = "this node is drained by hand: its tasks take no new flows";
+        let subsystem = Subsystem::new(name, Condition::Degraded, reason).ready(false);
+        return Some(subsystem.hint("weir undrain node"));
+    }
+    let first = drained.tasks.first()?;
+    let (task, service) = (&first.task, &first.service);
+    let more = match drained.tasks.len() {
+        1 => String::new(),
+        count => format!(" (and {} more)", count - 1),
+    };
+    let reason = format!("task {task} of {service} is drained by hand{more}");
+    let hint = format!("weir undrain task {task}; weir drain list shows all");
+    Some(Subsystem::new(name, Condition::Degraded, reason).hint(hint))
 }
 
 fn mesh(now: &Observation) -> Subsystem {

@@ -1,6 +1,8 @@
 //! The HTTP server: the same read-only routes on the metrics port and on the admin socket, which takes
 //! an upgrade besides.
 
+mod drain;
+mod inspect;
 mod page;
 #[cfg(test)]
 mod tests;
@@ -28,7 +30,7 @@ use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Mutex, Semaphore, mpsc, oneshot},
 };
 use tracing::{debug, warn};
 
@@ -42,6 +44,8 @@ pub struct Routes {
     pub metrics: Arc<Metrics>,
     /// Takes upgrades that somebody asks for.
     pub upgrades: mpsc::Sender<upgrade::Request>,
+    /// Held by whoever goes through the flow tables.
+    passes: Mutex<()>,
 }
 
 /// Why a server cannot serve.
@@ -100,6 +104,15 @@ pub fn bind_socket(path: &Path) -> Result<UnixListener, Error> {
 }
 
 impl Routes {
+    /// Answers from these.
+    pub fn new(
+        observer: Observer,
+        metrics: Arc<Metrics>,
+        upgrades: mpsc::Sender<upgrade::Request>,
+    ) -> Self {
+        Self { observer, metrics, upgrades, passes: Mutex::new(()) }
+    }
+
     /// Serves the metrics port for ever.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -150,6 +163,10 @@ impl Routes {
         if method == Method::POST && uri.path() == "/api/v1/upgrade" && door == Door::Socket {
             return self.upgrade().await;
         }
+        let query = uri.query().unwrap_or_default();
+        if let Some(answer) = self.inspect(method, uri.path(), query, door).await {
+            return answer;
+        }
         if method != Method::GET && method != Method::HEAD {
             let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "read-only: use GET");
             response
@@ -166,14 +183,17 @@ impl Routes {
                 let now = self.observer.now_with_counters().await;
                 json(&api::services(&now, uri.query().and_then(name_in)))
             }
+            "/api/v1/tasks" => {
+                let now = self.observer.now_with_counters().await;
+                json(&api::tasks(&now, uri.query().and_then(name_in)))
+            }
+            "/api/v1/drops" => json(&api::drops(&self.observer.now_with_counters().await)),
             "/api/v1/nodes" => json(&api::nodes(&self.observer.now().await)),
             "/api/v1/state" => match self.observer.dump().await {
                 Ok(dump) => json(&api::StateDump { dump }),
                 Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error),
             },
-            path if path.starts_with(DNS) => {
-                self.dns(&path[DNS.len()..], uri.query().unwrap_or_default(), door).await
-            }
+            path if path.starts_with(DNS) => self.dns(&path[DNS.len()..], query, door).await,
             "/" if !page::wanted(request.headers()) => text(StatusCode::OK, INDEX.into()),
             path => page::file(path).unwrap_or_else(|| {
                 failure(StatusCode::NOT_FOUND, "no such path; / lists what there is")
@@ -261,7 +281,9 @@ const INDEX: &str = "weir agent\n\
     /readyz           200 when clients may be sent here; 503 names what is not ready\n\
     /api/v1/status    JSON, as are the following\n\
     /api/v1/services  ?name=NAME for one\n\
+    /api/v1/tasks     ?name=NAME for those of one service\n\
     /api/v1/nodes\n\
+    /api/v1/drops     why packets were not forwarded\n\
     /api/v1/state\n\
     /api/v1/dns       also /records, /cache, /upstreams\n";
 
@@ -285,6 +307,17 @@ fn name_in(query: &str) -> Option<&str> {
 fn value_in<'q>(query: &'q str, key: &str) -> Option<&'q str> {
     let mut parts = query.split('&').filter_map(|part| part.split_once('='));
     parts.find(|(found, _)| *found == key).map(|(_, value)| value)
+}
+
+/// An answer that is an error.
+type Refused = (StatusCode, String);
+
+fn bad(problem: String) -> Refused {
+    (StatusCode::BAD_REQUEST, problem)
+}
+
+fn unavailable(problem: impl ToString) -> Refused {
+    (StatusCode::SERVICE_UNAVAILABLE, problem.to_string())
 }
 
 /// Out of file descriptors, most likely; trying again at once would only spin.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod diff;
 pub mod dns;
 pub mod document;
+pub mod drain;
 pub mod farewell;
 pub mod health;
 pub mod host;

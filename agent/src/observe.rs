@@ -11,16 +11,20 @@ use tokio::{
     time::timeout,
 };
 
-use weir_mesh::NodeName;
+use weir_mesh::{
+    NodeName,
+    trace::{Fate, Pass},
+};
 
 use crate::{
     config::Config,
     dns::Dns,
+    drain::{Drained, Drains},
     link::status::{Counters, LinkStatus},
     plane::beside::Beside,
     probes::LocalHealth,
     reconciler::{
-        ReconcileReport, StatsReport,
+        Asked, FlowSource, ReconcileReport, StatsReport, Traced,
         thread::{AskError, Handle},
     },
     snapshots::View,
@@ -55,6 +59,7 @@ pub struct Observer {
     opened: watch::Receiver<bool>,
     link: LateLink,
     dns: Option<Arc<Dns>>,
+    drains: Option<Arc<Drains>>,
 }
 
 /// One moment.
@@ -80,6 +85,8 @@ pub struct Observation {
     pub link: Option<LinkMoment>,
     /// The DNS server, where there is one.
     pub dns: Option<Arc<Dns>>,
+    /// What is drained by hand.
+    pub drained: Arc<Drained>,
 }
 
 /// The cluster link at one moment.
@@ -128,12 +135,23 @@ impl Observer {
             opened,
             link,
             dns: None,
+            drains: None,
         }
     }
 
     /// The DNS server as well, if there is one.
     pub fn with_dns(self, dns: Option<Arc<Dns>>) -> Self {
         Self { dns, ..self }
+    }
+
+    /// What is drained by hand as well.
+    pub fn with_drains(self, drains: Option<Arc<Drains>>) -> Self {
+        Self { drains, ..self }
+    }
+
+    /// What is drained by hand, where that is kept.
+    pub fn drains(&self) -> Option<&Arc<Drains>> {
+        self.drains.as_ref()
     }
 
     /// The DNS server, if there is one.
@@ -156,6 +174,31 @@ impl Observer {
     /// The text form of the kernel's maps.
     pub async fn dump(&self) -> Result<String, String> {
         self.planes.main.dump().await.map_err(|error| error.to_string())
+    }
+
+    /// What this node would do with a flow.
+    ///
+    /// # Errors
+    /// When a plane cannot be asked.
+    pub async fn trace(&self, asked: Asked) -> Result<Traced, AskError> {
+        let traced = self.planes.main.trace(asked).await?;
+        // Ports that the kernel leaves alone may be those of the proxy beside it.
+        match (&traced.answer.fate, self.planes.beside.get()) {
+            (Fate::Passes(Pass::Withheld), Some(beside)) => {
+                let by_proxy = beside.trace(asked).await?;
+                let serves = !matches!(by_proxy.answer.fate, Fate::Passes(_));
+                Ok(if serves { by_proxy } else { traced })
+            }
+            _ => Ok(traced),
+        }
+    }
+
+    /// The flows of the kernel; `None` where flows are sockets of the agent.
+    ///
+    /// # Errors
+    /// When the plane cannot be asked.
+    pub async fn flows(&self) -> Result<Option<FlowSource>, AskError> {
+        self.planes.main.flows().await
     }
 
     async fn fresh_stats(&self) -> Arc<StatsReport> {
@@ -187,6 +230,7 @@ impl Observer {
                 counters: link.counters().clone(),
             }),
             dns: self.dns.clone(),
+            drained: self.drains.as_ref().map(|drains| drains.now()).unwrap_or_default(),
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod ports;
 pub mod proxied;
 pub mod service;
 pub mod snapshot;
+pub mod trace;
 pub mod vip;
 
 pub use access::{Access, Subnet};

@@ -192,6 +192,16 @@ impl Agent {
         Ok(String::from_utf8_lossy(&out).into_owned())
     }
 
+    /// The same whatever it ends with: the exit code, and all that it printed.
+    pub fn weir(&self, arguments: &[&str]) -> Result<(i32, String)> {
+        let mut command = Command::new(agent_program()?);
+        command.args(arguments).arg("--socket").arg(self.socket());
+        let output = self.host.output(command)?;
+        let code = output.status.code().with_context(|| format!("weir {arguments:?}"))?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((code, String::from_utf8_lossy(&text).into_owned()))
+    }
+
     /// The unix socket of the agent's API.
     pub fn socket(&self) -> PathBuf {
         socket(&self.host.inner)

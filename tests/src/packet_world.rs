@@ -3,19 +3,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use weir_abi::{Config, Ip4, Ip6};
-use weir_loader::{Arrival, Trial};
+use weir_abi::{Config, DropReason, Ip4, Ip6};
+use weir_loader::{Arrival, Flow, FlowName, Trial};
 use weir_mesh::{
-    Balance, Generation, LocalView, MeshSnapshot, Node, NodeName, Port, Protocol, PublishMode,
-    PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState,
-    install::Via,
+    Balance, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port, Problem,
+    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
+    TaskState,
+    install::{Frontend, Via},
     plan::{Moment, Planner},
+    trace::{self, Answer, Known, Question},
 };
 
 use crate::{bpffs::BpffsLease, packet};
@@ -125,25 +127,89 @@ impl World {
     }
 
     fn apply(&mut self) -> Result<()> {
+        let problems = self.plan(BTreeSet::new(), &BTreeSet::new())?;
+        ensure!(problems.is_empty(), "{problems:?}");
+        Ok(())
+    }
+
+    fn plan(
+        &mut self,
+        withheld: BTreeSet<Frontend>,
+        unreached: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<Problem>> {
         let own = NodeName::new("n1");
         let mut reach = BTreeMap::new();
         for task in self.snapshot.services.values().flat_map(|service| &service.tasks) {
             if task.node == own {
-                for addr in task.addresses() {
+                for addr in task.addresses().filter(|addr| !unreached.contains(addr)) {
                     reach.insert(addr, Via::Peer { ifindex: VETH, mac: [2, 0, 0, 0, 0, 3] });
                 }
             }
         }
-        let local =
-            LocalView { node: own, reach, withheld: BTreeSet::new(), ceded: BTreeSet::new() };
+        let local = LocalView { node: own, reach, withheld, ceded: BTreeSet::new() };
         let now = Moment(self.now);
         let plan = self.planner.plan(&self.snapshot, &local, now);
-        ensure!(plan.problems.is_empty(), "{:?}", plan.problems);
         for op in &plan.ops {
             self.trial.apply(op)?;
             self.planner.applied(now);
         }
-        Ok(())
+        Ok(plan.problems)
+    }
+
+    /// Replaces all services, at once. Ports of `withheld` are a process's, addresses of `unreached`
+    /// have no way to them. What cannot be served is left out.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn replace(
+        &mut self,
+        services: impl IntoIterator<Item = Service>,
+        withheld: BTreeSet<Frontend>,
+        unreached: &BTreeSet<IpAddr>,
+    ) -> Result<()> {
+        let named = services.into_iter().map(|service| (service.name.clone(), service.into()));
+        self.snapshot.services = named.collect();
+        self.snapshot.generation.0 += 1;
+        // Long enough for whatever rests, or drains.
+        self.now += Duration::from_secs(100);
+        self.plan(withheld, unreached).map(drop)
+    }
+
+    /// What a flow would meet, by the maps alone.
+    ///
+    /// # Errors
+    /// When the flow tables cannot be read.
+    pub fn trace(&self, asked: &Question) -> Result<Answer> {
+        let own = ["10.77.0.11", "10.77.0.21", "fd77::11"].iter().map(|addr| addr.parse());
+        let host = trace::Host {
+            own: own.collect::<Result<_, _>>()?,
+            source4: Some("10.77.0.11".parse()?),
+            source6: Some("fd77::11".parse()?),
+        };
+        let port = asked.client_port.context("the port of the client")?;
+        let client = SocketAddr::new(asked.client, port);
+        let name = FlowName { protocol: asked.protocol, client, asked: asked.to };
+        let known = self.flow(&name)?.map(|flow| Known {
+            backend: flow.backend,
+            generation: flow.generation.unwrap_or_default(),
+            ended: flow.stage.has_ended(),
+            expired: false,
+        });
+        Ok(trace::trace(self.installed(), &host, asked, known))
+    }
+
+    /// What the kernel remembers of a flow.
+    ///
+    /// # Errors
+    /// When the flow tables cannot be read.
+    pub fn flow(&self, name: &FlowName) -> Result<Option<Flow>> {
+        let found = self.trial.flow_tables()?.find(name, &weir_mesh::Timeouts::default())?;
+        Ok(found.map(|(flow, _)| flow))
+    }
+
+    /// What the planner has put into the maps.
+    pub fn installed(&self) -> &Installed {
+        self.planner.installed()
     }
 
     /// The programs and their maps, for measurements.
@@ -243,8 +309,9 @@ impl World {
     /// # Errors
     /// When the counters cannot be read.
     pub fn drops(&self, reason: &str) -> Result<u64> {
-        let stats = self.trial.stats()?;
-        stats.drops.get(reason).copied().with_context(|| format!("no reason {reason}"))
+        let known = DropReason::ALL.iter().find(|known| known.label() == reason);
+        let known = known.with_context(|| format!("no reason {reason}"))?;
+        Ok(self.trial.drops(*known)?)
     }
 }
 

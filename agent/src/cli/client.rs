@@ -9,7 +9,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{AgentArgs, Failed};
+use super::{Failed, SocketArgs};
 use crate::{
     api,
     config::{DEFAULT_PATH, DEFAULT_SOCKET, Overrides, Settings},
@@ -18,13 +18,18 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks the agent for a path of its API.
-pub(super) fn get<T: DeserializeOwned>(agent: &AgentArgs, path: &str) -> Result<T, Failed> {
+pub(super) fn get<T: DeserializeOwned>(agent: &SocketArgs, path: &str) -> Result<T, Failed> {
     ask(agent, "GET", path, TIMEOUT)
 }
 
-/// Asks the agent to do something, which may take some time.
-pub(super) fn post<T: DeserializeOwned>(
-    agent: &AgentArgs,
+/// Has the agent do something at once.
+pub(super) fn post<T: DeserializeOwned>(agent: &SocketArgs, path: &str) -> Result<T, Failed> {
+    ask(agent, "POST", path, TIMEOUT)
+}
+
+/// Has the agent do something that may take some time.
+pub(super) fn post_patiently<T: DeserializeOwned>(
+    agent: &SocketArgs,
     path: &str,
     most: Duration,
 ) -> Result<T, Failed> {
@@ -32,7 +37,7 @@ pub(super) fn post<T: DeserializeOwned>(
 }
 
 fn ask<T: DeserializeOwned>(
-    agent: &AgentArgs,
+    agent: &SocketArgs,
     method: &str,
     path: &str,
     most: Duration,
@@ -56,7 +61,7 @@ fn exchange(socket: &Path, method: &str, path: &str, most: Duration) -> io::Resu
     stream.set_read_timeout(Some(most))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // HTTP/1.0: the answer ends where the stream ends, and is never chunked.
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: weir\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: weir\r\nContent-Length: 0\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(answer)
@@ -69,13 +74,22 @@ fn split(answer: &[u8]) -> Option<(&str, &[u8])> {
 }
 
 /// The flag or variable, else what the default configuration says, else the default.
-fn socket_path(agent: &AgentArgs) -> PathBuf {
+fn socket_path(agent: &SocketArgs) -> PathBuf {
     let configured = || {
         let path = Path::new(DEFAULT_PATH);
         let text = std::fs::read_to_string(path).ok()?;
         Settings::read(path, &text, &Overrides::default()).ok()?.socket
     };
     agent.socket.clone().or_else(configured).unwrap_or_else(|| DEFAULT_SOCKET.into())
+}
+
+/// A part of a query; names need no escapes.
+pub(super) fn value(key: &str, text: &str) -> Result<String, Failed> {
+    let sendable = text.bytes().all(|byte| byte.is_ascii_graphic() && !b"&#%".contains(&byte));
+    match sendable && !text.is_empty() {
+        true => Ok(format!("&{key}={text}")),
+        false => Err(format!("\"{text}\" is no {key}")),
+    }
 }
 
 fn foreign(socket: &Path) -> Failed {

@@ -64,7 +64,7 @@ fn query(
     }
     let from = from.map(|from| format!("&from={from}")).unwrap_or_default();
     let path = format!("/api/v1/dns/query?name={name}&type={kind}{from}");
-    let said: QueryView = client::get(agent, &path)?;
+    let said: QueryView = client::get(&agent.socket, &path)?;
     let answered = ["No Error", "Non-Existent Domain"].contains(&said.code.as_str());
     if agent.output.output == Format::Json {
         print_json(&said)?;
@@ -87,7 +87,7 @@ fn query(
 }
 
 fn records(agent: &AgentArgs) -> Result<Condition, Failed> {
-    let answer: RecordsView = client::get(agent, "/api/v1/dns/records")?;
+    let answer: RecordsView = client::get(&agent.socket, "/api/v1/dns/records")?;
     if agent.output.output == Format::Json {
         print_json(&answer)?;
     } else if answer.generation.is_none() {
@@ -99,7 +99,7 @@ fn records(agent: &AgentArgs) -> Result<Condition, Failed> {
 }
 
 fn cache(agent: &AgentArgs) -> Result<Condition, Failed> {
-    let answer: CacheView = client::get(agent, "/api/v1/dns/cache")?;
+    let answer: CacheView = client::get(&agent.socket, "/api/v1/dns/cache")?;
     if agent.output.output == Format::Json {
         print_json(&answer)?;
         return Ok(Condition::Ok);
@@ -122,7 +122,7 @@ fn cache(agent: &AgentArgs) -> Result<Condition, Failed> {
 }
 
 fn upstreams(agent: &AgentArgs) -> Result<Condition, Failed> {
-    let answer: UpstreamsView = client::get(agent, "/api/v1/dns/upstreams")?;
+    let answer: UpstreamsView = client::get(&agent.socket, "/api/v1/dns/upstreams")?;
     if agent.output.output == Format::Json {
         print_json(&answer)?;
         return Ok(Condition::Ok);

@@ -5,14 +5,24 @@ mod check;
 mod client;
 mod config_check;
 mod dns;
+mod drain;
+mod flows;
+mod ipvsadm;
 mod lifecycle;
+mod monitor;
+mod services;
 mod show;
 mod table;
+mod tasks;
+mod trace;
 mod upgrade;
+mod watch;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use watch::WatchArgs;
 
 use crate::{
     config::{Config, Overrides},
@@ -43,28 +53,76 @@ enum Command {
     #[command(after_help = "Example:\n  install weir /usr/local/bin/weir && weir upgrade")]
     Upgrade(AgentArgs),
     /// Show how the agent is, one line per subsystem
-    #[command(after_help = "Examples:\n  weir status\n  weir status --wait 30s && deploy")]
+    #[command(
+        after_help = "Examples:\n  weir status\n  weir status --watch\n  weir status --wait 30s \
+                            && deploy"
+    )]
     Status {
         #[command(flatten)]
         agent: AgentArgs,
+        #[command(flatten)]
+        watch: WatchArgs,
         /// Wait until all is well, at most this long
-        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "watch")]
         wait: Option<Duration>,
     },
     /// List services, ports and tasks, in the manner of ipvsadm -Ln
-    #[command(after_help = "Examples:\n  weir services\n  weir services web --stats")]
-    Services {
-        /// Only this service
-        name: Option<String>,
-        /// Show what was counted on this node
-        #[arg(long)]
-        stats: bool,
+    #[command(
+        after_help = "Examples:\n  weir services\n  weir services web --stats\n  weir services \
+                            --rate --watch\n  weir services -o ipvsadm"
+    )]
+    Services(services::ServicesArgs),
+    /// List tasks, how they stand with this node, and why
+    ///
+    /// Ends with 1 when a task that is to take new flows does not.
+    #[command(
+        after_help = "Examples:\n  weir tasks\n  weir tasks web --watch\n  weir tasks --node n2"
+    )]
+    Tasks(tasks::TasksArgs),
+    /// List the nodes of the mesh
+    #[command(after_help = "Examples:\n  weir nodes\n  weir nodes --watch=5s")]
+    Nodes {
         #[command(flatten)]
         agent: AgentArgs,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
-    /// List the nodes of the mesh
-    #[command(after_help = "Example:\n  weir nodes")]
-    Nodes(AgentArgs),
+    /// Say what this node would do with a flow, and why, without sending anything
+    ///
+    /// Which service, which task, by which way, and whether the task sees the client's address. A client
+    /// that is an address of this node stands for its processes, one on a bridge of this node for its
+    /// containers, any other comes in by an uplink. With the client's port the answer is exact where the
+    /// service balances by it, and flows that this node remembers are found. Ends with 1 when no task
+    /// gets the flow.
+    #[command(after_help = "Examples:\n  weir trace 203.0.113.7 10.0.0.1:80\n  weir trace \
+                      203.0.113.7:40000 10.0.0.1:53/udp\n  weir trace localhost localhost:80\n  weir \
+                      trace fd00::7 [fd00::1]:80")]
+    Trace(trace::TraceArgs),
+    /// List flows of this node, or end them
+    ///
+    /// Those that clients entered this node with, and those of other nodes with a task here. At most
+    /// --limit of them, in no order.
+    #[command(
+        after_help = "Examples:\n  weir flows --service web\n  weir flows --client 10.0.0.0/8 --state \
+                      established\n  weir flows --backend web.1 --limit 1000 -o json\n  weir flows kill \
+                      --client 10.0.0.7"
+    )]
+    Flows(flows::FlowsArgs),
+    /// Follow what happens on this node: drops by reason, new flows by port, changes of tasks
+    ///
+    /// Made of counters that are read again and again: it says how many packets met which end, not
+    /// which packets they were. weir trace says what becomes of a flow, weir flows lists them.
+    #[command(
+        after_help = "Examples:\n  weir monitor\n  weir monitor --dropped\n  weir monitor --service web \
+                      --for 30s -o json"
+    )]
+    Monitor(monitor::MonitorArgs),
+    /// Give a task, or all tasks of this node, no new flows
+    #[command(subcommand)]
+    Drain(drain::DrainCommand),
+    /// Take a drain back
+    #[command(subcommand)]
+    Undrain(drain::UndrainCommand),
     /// Say what this host can do, and how to mend what it cannot; needs no agent
     #[command(after_help = "Example:\n  weir check --config /etc/weir/weir.toml")]
     Check {
@@ -148,11 +206,17 @@ struct OutputArgs {
 
 #[derive(Debug, Args)]
 struct AgentArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+struct SocketArgs {
     /// The admin socket of the agent [default: from /etc/weir/weir.toml, or /run/weir/weir.sock]
     #[arg(long, value_name = "PATH", env = "WEIR_SOCKET_PATH", hide_env_values = true)]
     socket: Option<PathBuf>,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -176,9 +240,15 @@ impl Cli {
                 Err(failed) => Err(failed),
             },
             Command::Upgrade(agent) => upgrade::run(&agent),
-            Command::Status { agent, wait } => show::status(&agent, wait),
-            Command::Services { name, stats, agent } => show::services(&agent, name, stats),
-            Command::Nodes(agent) => show::nodes(&agent),
+            Command::Status { agent, watch, wait } => show::status(&agent, &watch, wait),
+            Command::Services(args) => services::services(&args),
+            Command::Tasks(args) => tasks::tasks(&args),
+            Command::Trace(args) => trace::trace(&args),
+            Command::Monitor(args) => monitor::monitor(&args),
+            Command::Drain(command) => drain::drain(&command),
+            Command::Undrain(command) => drain::undrain(&command),
+            Command::Flows(args) => flows::flows(&args),
+            Command::Nodes { agent, watch } => show::nodes(&agent, &watch),
             Command::Check { config, output } => check::host(&config, &output),
             Command::Ca(command) => ca::run(command),
             Command::Config(ConfigCommand::Check { file, kind, output }) => {

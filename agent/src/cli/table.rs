@@ -39,17 +39,25 @@ impl Table {
     }
 }
 
-/// Prints, without a complaint when the reader has gone (`weir services | head`).
-pub(super) fn print(text: &str) {
+/// Prints, without a complaint when the reader has gone (`weir services | head`); answers whether
+/// somebody still reads.
+pub(super) fn print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failed> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| error.to_string())?;
-    print(&text);
-    print("\n");
+    print(&json(value, false)?);
     Ok(())
+}
+
+/// As JSON: one line of it, or easy on the eyes.
+pub(super) fn json(value: &impl Serialize, compact: bool) -> Result<String, Failed> {
+    let text = match compact {
+        true => serde_json::to_string(value),
+        false => serde_json::to_string_pretty(value),
+    };
+    text.map(|text| text + "\n").map_err(|error| error.to_string())
 }
 
 /// A tick, an exclamation mark or a cross.

@@ -21,12 +21,12 @@ const RUNS: Duration = Duration::from_secs(150);
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) fn run(agent: &AgentArgs) -> Result<Condition, Failed> {
-    let before: Status = client::get(agent, "/api/v1/status")?;
-    let Upgrade { pid } = client::post(agent, "/api/v1/upgrade", CALL)?;
+    let before: Status = client::get(&agent.socket, "/api/v1/status")?;
+    let Upgrade { pid } = client::post_patiently(&agent.socket, "/api/v1/upgrade", CALL)?;
     let until = Instant::now() + RUNS;
     let mut was_silent = false;
     let status = loop {
-        match client::get::<Status>(agent, "/api/v1/status") {
+        match client::get::<Status>(&agent.socket, "/api/v1/status") {
             Ok(status) if status.pid == pid && status.condition != Condition::Failed => {
                 break status;
             }

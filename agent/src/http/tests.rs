@@ -77,10 +77,8 @@ impl Agent {
             Default::default(),
         );
         let socket = bind_socket(&config.socket).unwrap();
-        tokio::spawn(
-            Arc::new(Routes { observer, metrics, upgrades: mpsc::channel(1).0 })
-                .serve_socket(socket),
-        );
+        let routes = Routes::new(observer, metrics, mpsc::channel(1).0);
+        tokio::spawn(Arc::new(routes).serve_socket(socket));
         Self { directory, source, view, reconciler }
     }
 

@@ -5,10 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, Stats};
+use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, FlowTables, Stats};
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
     install::{BackendIndex, Frontend, Via},
+    trace::{Entry, Host},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 use weir_proxy::Proxy;
@@ -135,5 +136,13 @@ impl Kernel for Plane {
             Which::Kernel(_) => None,
             Which::User(plane) => plane.leave(),
         }
+    }
+
+    fn flow_tables(&self) -> Result<Option<FlowTables>, Error> {
+        self.get().flow_tables()
+    }
+
+    fn standing(&self, client: IpAddr) -> Result<Option<(Host, Entry)>, Error> {
+        self.get().standing(client)
     }
 }

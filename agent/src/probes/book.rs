@@ -16,7 +16,10 @@ use weir_mesh::{
 };
 
 use super::{Finding, Held, LocalHealth, Others, Purpose, Target, Targets, TaskHealth};
-use crate::diff::{Change, each_change};
+use crate::{
+    diff::{Change, each_change},
+    drain::{self, Drained},
+};
 
 type Services = BTreeMap<ServiceName, Arc<Service>>;
 
@@ -35,6 +38,8 @@ pub struct Book {
     names: BTreeMap<Ident, (ServiceName, TaskName)>,
     /// What other nodes say of theirs.
     others: Arc<Others>,
+    /// What is drained by hand.
+    drained: Arc<Drained>,
     /// Services with tasks that are out, as they are to be in the snapshot.
     changed: Services,
 }
@@ -74,6 +79,7 @@ impl Book {
             tasks: BTreeMap::new(),
             names: BTreeMap::new(),
             others: Arc::default(),
+            drained: Arc::default(),
             changed: Services::new(),
         }
     }
@@ -115,6 +121,7 @@ impl Book {
                 .into_iter()
                 .fold(false, |changed, (task, seen)| self.seen(task, seen, now) || changed),
             Finding::Others(others) => self.heard(others),
+            Finding::Drained(drained) => self.drain(drained),
         }
     }
 
@@ -122,6 +129,20 @@ impl Book {
         let older = std::mem::replace(&mut self.others, others);
         let services = self.services.values();
         let touched = services.filter(|service| self.others.differs(&older, service));
+        let touched: Vec<ServiceName> = touched.map(|service| service.name.clone()).collect();
+        touched.iter().for_each(|name| self.judge(name));
+        !touched.is_empty()
+    }
+
+    fn drain(&mut self, drained: Arc<Drained>) -> bool {
+        let older = std::mem::replace(&mut self.drained, drained);
+        let differs = |service: &&Arc<Service>| {
+            service.tasks.iter().any(|task| {
+                let of = |drained: &Drained| drained.has(&self.node, &service.name, task);
+                of(&older) != of(&self.drained)
+            })
+        };
+        let touched = self.services.values().filter(differs);
         let touched: Vec<ServiceName> = touched.map(|service| service.name.clone()).collect();
         touched.iter().for_each(|name| self.judge(name));
         !touched.is_empty()
@@ -203,15 +224,25 @@ impl Book {
             let reasons = self.others.reasons(service, &self.node);
             for task in &service.tasks {
                 let ident = Ident::of_task(&service.name, &task.name, &task.node);
-                let Some(reason) = reasons.get(&ident) else { continue };
+                let by_hand = self.drained.has(&self.node, &service.name, task);
+                let reason = match reasons.get(&ident) {
+                    _ if by_hand => drain::REASON.to_owned(),
+                    Some(reason) => reason.to_string(),
+                    None => continue,
+                };
+                // Others know failing tasks, and that a failing task gets no new flows.
+                let told_others = by_hand && task.node == self.node;
+                let problem = || drain::REASON.to_owned();
+                let verdict = told_others.then(|| Verdict::Failing { problem: problem() });
+                let ejections = health.get(&ident).map_or(0, |known| known.ejections);
                 let told = TaskHealth {
                     service: service.name.clone(),
                     task: task.name.clone(),
                     node: task.node.clone(),
                     healthy: false,
-                    verdict: None,
-                    reason: Some(reason.to_string()),
-                    ejections: 0,
+                    verdict,
+                    reason: Some(reason),
+                    ejections,
                 };
                 health.insert(ident, Arc::new(told));
             }
@@ -335,10 +366,11 @@ impl Book {
         };
         let out = |task: &Task| {
             task.state == TaskState::Active
-                && match task.node == self.node {
-                    true => tasks.get(&task.name).is_some_and(|entry| !entry.healthy),
-                    false => task.verdict.as_ref().is_some_and(is_out) || others_say(task),
-                }
+                && (self.drained.has(&self.node, name, task)
+                    || match task.node == self.node {
+                        true => tasks.get(&task.name).is_some_and(|entry| !entry.healthy),
+                        false => task.verdict.as_ref().is_some_and(is_out) || others_say(task),
+                    })
         };
         if !service.tasks.iter().any(out) {
             self.changed.remove(name);

@@ -23,6 +23,8 @@ use weir_mesh::{
 
 pub use others::Others;
 
+use crate::drain::Drained;
+
 /// Tasks of this node that the kernel held when the agent began, and in which state.
 pub type Held = BTreeMap<Ident, BackendState>;
 
@@ -35,6 +37,8 @@ pub enum Finding {
     Seen(Vec<(Ident, Seen)>),
     /// What other nodes say of themselves.
     Others(Arc<Others>),
+    /// What an operator has drained on this node.
+    Drained(Arc<Drained>),
 }
 
 /// Why a task is probed.

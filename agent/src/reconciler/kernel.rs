@@ -6,10 +6,13 @@ use std::{
     path::Path,
 };
 
-use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, NetnsCookies, Stats};
+use weir_loader::{
+    Answers, Attachments, Dataplane, Error, FlowCensus, FlowTables, NetnsCookies, Stats,
+};
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
     install::{BackendIndex, Frontend, Via},
+    trace::{Entry, Host},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
 use weir_proxy::Proxy;
@@ -73,6 +76,15 @@ pub trait Kernel {
         Self: Sized,
     {
         None
+    }
+    /// The flow tables, to be read elsewhere; `None` where flows are sockets of the agent.
+    fn flow_tables(&self) -> Result<Option<FlowTables>, Error> {
+        Ok(None)
+    }
+    /// This host's addresses, and where packets of a client enter; `None` where clients are served by
+    /// sockets of the agent.
+    fn standing(&self, _client: IpAddr) -> Result<Option<(Host, Entry)>, Error> {
+        Ok(None)
     }
 }
 
@@ -141,5 +153,13 @@ impl Kernel for Dataplane {
 
     fn collect_flows(&mut self) -> Result<FlowCensus, Error> {
         Self::collect_flows(self)
+    }
+
+    fn flow_tables(&self) -> Result<Option<FlowTables>, Error> {
+        Self::flow_tables(self).map(Some)
+    }
+
+    fn standing(&self, client: IpAddr) -> Result<Option<(Host, Entry)>, Error> {
+        Ok(Some((self.trace_host()?, self.entry_of(client)?)))
     }
 }

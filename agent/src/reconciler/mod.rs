@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod inspect;
 pub mod intercept;
 mod kernel;
 pub(crate) mod needs;
@@ -21,6 +22,7 @@ mod vips;
 
 use needs::{asks_anew, local_tasks, wanted_ports};
 
+pub use inspect::{Asked, FlowSource, Traced};
 pub use intercept::Intercept;
 pub use kernel::Kernel;
 pub use report::{BackendStats, ReconcileReport, StatsReport, TaskAnswers};

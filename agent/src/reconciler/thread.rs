@@ -13,7 +13,8 @@ use weir_mesh::Space;
 use weir_proxy::Proxy;
 
 use super::{
-    Ceded, Intercept, Kernel, ReconcileReport, Reconciler, Settings, StatsReport, TaskAnswers,
+    Asked, Ceded, FlowSource, Intercept, Kernel, ReconcileReport, Reconciler, Settings,
+    StatsReport, TaskAnswers, Traced,
 };
 use crate::{config::Config, plane, probes::Held, snapshots::View, upgrade::Heritage};
 
@@ -26,6 +27,8 @@ enum Message {
     Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
     Leave(oneshot::Sender<Option<Proxy>>),
+    Trace(Asked, oneshot::Sender<Result<Traced, Error>>),
+    Flows(oneshot::Sender<Result<Option<FlowSource>, Error>>),
     Stop,
 }
 
@@ -122,6 +125,8 @@ fn run<K: Kernel>(
                 Message::Answers(answer) => drop(answer.send(reconciler.answers())),
                 Message::Dump(answer) => drop(answer.send(reconciler.dump())),
                 Message::Leave(answer) => return drop(answer.send(reconciler.leave())),
+                Message::Trace(asked, answer) => drop(answer.send(reconciler.trace(&asked))),
+                Message::Flows(answer) => drop(answer.send(reconciler.flow_source())),
                 Message::Stop => return,
             }
             next = inbox.try_recv().ok();
@@ -188,6 +193,16 @@ impl Handle {
     /// The text form of the kernel's maps.
     pub async fn dump(&self) -> Result<String, AskError> {
         self.ask(Message::Dump).await
+    }
+
+    /// What the data plane would do with a flow.
+    pub async fn trace(&self, asked: Asked) -> Result<Traced, AskError> {
+        self.ask(|answer| Message::Trace(asked, answer)).await
+    }
+
+    /// The flows of the kernel; `None` where flows are sockets of the agent.
+    pub async fn flows(&self) -> Result<Option<FlowSource>, AskError> {
+        self.ask(Message::Flows).await
     }
 
     async fn ask<T>(

@@ -8,7 +8,7 @@ use std::{
 };
 
 use weir_abi::{Config, Ip4, Ip6, LAYOUT, TUNNEL_MAC};
-use weir_mesh::{Installed, MapOp, install::Via, plan::Limits};
+use weir_mesh::{Installed, MapOp, install::Via, plan::Limits, trace};
 
 use crate::{
     Attachments, Options,
@@ -107,6 +107,41 @@ impl Dataplane {
     /// What is attached where.
     pub fn attachments(&self) -> Attachments {
         Attachments { missing: self.missing.clone(), ..self.hooks.attachments() }
+    }
+
+    /// What the programs know of this host's addresses.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn trace_host(&self) -> Result<trace::Host, Error> {
+        let config = self.store.maps.config.get(0)?;
+        let own = self.store.maps.local.keys();
+        let own = own.tried(|| "list the node's addresses in the kernel".to_owned())?;
+        Ok(trace::Host {
+            own: own.into_iter().map(narrow).collect(),
+            source4: (config.source4 != Ip4::NONE).then(|| config.source4.octets().into()),
+            source6: (config.source6 != Ip6::NONE).then(|| config.source6.octets().into()),
+        })
+    }
+
+    /// Where packets of this client enter, by the interfaces and addresses of this host.
+    ///
+    /// # Errors
+    /// When the host's interfaces cannot be read.
+    pub fn entry_of(&self, client: IpAddr) -> Result<trace::Entry, Error> {
+        let host = self.netlink.host()?;
+        if client.is_loopback() || host.own_addresses().contains(&client) {
+            return Ok(trace::Entry::Process);
+        }
+        let hooks = self.hooks.attachments().hooks;
+        let inside = |link: &Link| {
+            let is_uplink = self.options.uplinks.contains(&link.name);
+            !is_uplink && hooks.contains_key(&format!("task_out@{}", link.name))
+        };
+        Ok(match host.toward(client).is_some_and(inside) {
+            true => trace::Entry::Container,
+            false => trace::Entry::Wire,
+        })
     }
 
     fn ensure_tunnel(&self, host: &Host) -> Result<Link, Error> {

@@ -9,7 +9,7 @@ use weir_abi::{Forward, Reverse, Timeouts, backend_state, flow_flag};
 use weir_mesh::install::BackendIndex;
 
 use crate::{
-    Dataplane,
+    Dataplane, FlowTables,
     error::{Error, Tried as _},
     kernel,
     table::Table,
@@ -77,7 +77,7 @@ impl Judge {
 }
 
 /// The same rule as the kernel programs' `flow::timeout`.
-fn limit(timeouts: &Timeouts, flags: u8, udp: bool) -> u32 {
+pub(crate) fn limit(timeouts: &Timeouts, flags: u8, udp: bool) -> u32 {
     let has = |flag: u8| flags & flag == flag;
     match udp {
         true if has(flow_flag::ESTABLISHED) => timeouts.udp_both_ways,
@@ -156,6 +156,14 @@ impl Dataplane {
         self.store.note_loads(&census.active)?;
         census.took = begin.elapsed();
         Ok(census)
+    }
+
+    /// The flow tables, by descriptors of their own: they may be read on another thread.
+    ///
+    /// # Errors
+    /// When they cannot be opened once more.
+    pub fn flow_tables(&self) -> Result<FlowTables, Error> {
+        self.store.flow_tables(kernel::jiffies(self.hooks.object())?)
     }
 
     fn judge(&self) -> Result<Judge, Error> {

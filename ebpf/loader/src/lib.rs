@@ -7,6 +7,7 @@
 mod check;
 mod dataplane;
 mod error;
+mod flow_list;
 mod flows;
 mod hooks;
 mod kernel;
@@ -29,10 +30,11 @@ use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, path::PathB
 pub use check::{Check, Outcome};
 pub use dataplane::Dataplane;
 pub use error::Error;
+pub use flow_list::{Flow, FlowName, FlowTables, Stage};
 pub use flows::FlowCensus;
 pub use object::object_digest;
 pub use spaces::{NetnsCookies, netns_cookie_of};
-pub use stats::{Answers, Counters, Stats};
+pub use stats::{Answers, Counters, Stats, drop_reasons};
 #[cfg(feature = "trial")]
 pub use trial::{Arrival, Ran, Trial};
 

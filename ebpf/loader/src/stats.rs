@@ -50,6 +50,11 @@ pub struct Stats {
     pub maps: BTreeMap<&'static str, (u64, u64)>,
 }
 
+/// Every reason for which packets are not forwarded: its label, and what it means.
+pub fn drop_reasons() -> impl Iterator<Item = (&'static str, &'static str)> {
+    DropReason::ALL.iter().map(|reason| (reason.label(), reason.meaning()))
+}
+
 fn sum(values: &[weir_abi::Counters]) -> Counters {
     let mut total = Counters::default();
     for cpu in values {

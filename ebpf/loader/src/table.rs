@@ -7,6 +7,7 @@ use std::{
     io,
     marker::PhantomData,
     mem::{MaybeUninit, size_of},
+    ops::ControlFlow,
     os::fd::{AsFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering, fence},
@@ -87,9 +88,22 @@ impl<K: Copy, V: Copy> Table<K, V> {
         sys::delete(self.fd.as_fd(), key)
     }
 
+    /// The same table, by a descriptor of its own.
+    pub(crate) fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self::new(self.fd.try_clone()?, self.capacity))
+    }
+
     /// Shows every element to `visit`. Elements that come or go meanwhile may be missed or seen
     /// twice.
     pub(crate) fn visit(&self, mut visit: impl FnMut(&K, &V)) -> io::Result<u64> {
+        self.walk(|key, value| {
+            visit(key, value);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same until `visit` has seen enough; answers how many it has seen.
+    pub(crate) fn walk(&self, mut visit: impl FnMut(&K, &V) -> ControlFlow<()>) -> io::Result<u64> {
         let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(BATCH);
         let mut values: Vec<MaybeUninit<V>> = Vec::with_capacity(BATCH);
         let (keys_at, values_at) = (keys.as_mut_ptr(), values.as_mut_ptr());
@@ -100,14 +114,14 @@ impl<K: Copy, V: Copy> Table<K, V> {
                 sys::lookup_batch(self.fd.as_fd(), &mut cursor, keys_at, values_at, BATCH)?;
             for at in 0..count {
                 // SAFETY: the kernel has filled `count` of each.
-                unsafe {
-                    visit(
-                        (*keys_at.add(at)).assume_init_ref(),
-                        (*values_at.add(at)).assume_init_ref(),
-                    )
+                let (key, value) = unsafe {
+                    ((*keys_at.add(at)).assume_init_ref(), (*values_at.add(at)).assume_init_ref())
                 };
+                seen += 1;
+                if visit(key, value).is_break() {
+                    return Ok(seen);
+                }
             }
-            seen += count as u64;
             if end || count == 0 {
                 return Ok(seen);
             }

@@ -13,11 +13,11 @@ use aya::{
     maps::{Array, ProgramArray},
     programs::{Program, SchedClassifier, TestRun as _, TestRunOptions},
 };
-use weir_abi::{Config, trial::Template};
+use weir_abi::{Config, DropReason, trial::Template};
 use weir_mesh::{Installed, MapOp};
 
 use crate::{
-    AttachMode, Options, Stats,
+    AttachMode, FlowTables, Options, Stats,
     error::{Error, Tried as _},
     kernel,
     maps::Maps,
@@ -136,6 +136,23 @@ impl Trial {
             Ok((name.to_owned(), info.verified_instruction_count().unwrap_or_default()))
         };
         self.object.programs().map(count).collect()
+    }
+
+    /// How often packets were not forwarded, by reason; quicker than [`Trial::stats`].
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn drops(&self, reason: DropReason) -> Result<u64, Error> {
+        let read = self.store.maps.drops.get(reason as u32);
+        Ok(read.tried(|| "read why packets were dropped".to_owned())?.iter().sum())
+    }
+
+    /// The flow tables.
+    ///
+    /// # Errors
+    /// When they cannot be opened once more.
+    pub fn flow_tables(&self) -> Result<FlowTables, Error> {
+        self.store.flow_tables(kernel::jiffies(&self.object)?)
     }
 
     /// Runs a program on a packet that starts with an Ethernet header.

@@ -5,4 +5,5 @@ mod installed;
 mod properties;
 mod scale;
 mod scenarios;
+mod trace;
 mod world;

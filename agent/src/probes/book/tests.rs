@@ -342,3 +342,31 @@ fn a_task_with_another_address_is_another_and_one_that_drains_is_not_asked() {
     book.declare(&Services::new(), &Services::new(), BEGIN);
     assert!(book.health().is_empty() && book.targets().is_empty());
 }
+
+#[test]
+fn a_task_that_is_drained_by_hand_is_out_whoever_is_left_and_others_are_told_of_this_nodes() {
+    let drained = |tasks: &[(&str, &str)], node: bool| {
+        let task = |&(task, node): &(&str, &str)| crate::drain::DrainedTask {
+            service: ServiceName::new("web"),
+            task: TaskName::new(task),
+            node: NodeName::new(node),
+        };
+        Finding::Drained(Arc::new(Drained { node, tasks: tasks.iter().map(task).collect() }))
+    };
+    let mut book = book(Held::new(), web(Health::default()));
+    assert!(book.note(drained(&[("web.1", "n1"), ("web.4", "n2")], false), BEGIN));
+    assert_eq!(active(&book), ["2", "3"]);
+    assert_eq!(reason(&book, 1), "drained by hand");
+    let told = book.health()[&ident(1)].verdict.clone();
+    assert_eq!(told.unwrap().to_string(), "health: drained by hand");
+    let there =
+        Ident::of_task(&ServiceName::new("web"), &TaskName::new("web.4"), &NodeName::new("n2"));
+    assert_eq!(book.health()[&there].verdict, None, "its own node knows best");
+    assert!(!book.note(drained(&[("web.1", "n1"), ("web.4", "n2")], false), BEGIN), "no news");
+    assert!(book.note(drained(&[], true), BEGIN));
+    assert_eq!(active(&book), ["4"], "all of this node");
+    assert!(book.note(drained(&[("web.4", "n2")], true), BEGIN));
+    assert!(active(&book).is_empty(), "even the last");
+    assert!(book.note(drained(&[], false), BEGIN));
+    assert_eq!(active(&book), ["1", "2", "3", "4"]);
+}
