@@ -16,6 +16,7 @@ pub mod agent;
 pub mod bpffs;
 pub mod browser;
 pub mod cgroup;
+pub mod dockerd;
 pub mod firewall;
 pub mod host;
 pub mod http;
@@ -45,6 +46,7 @@ mod plan;
 mod plane;
 
 pub use agent::{Agent, AgentConfig};
+pub use dockerd::FakeDockerd;
 pub use host::{Client, Host};
 pub use lab::{Lab, LabBuilder};
 pub use mesh::{Mesh, Publish, State};
