@@ -35,11 +35,12 @@ pub fn agent_program() -> Result<PathBuf> {
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
     table: toml::Table,
+    environment: Vec<(String, String)>,
 }
 
 impl AgentConfig {
     fn of(host: &Host) -> Self {
-        let mut config = Self { table: toml::Table::new() };
+        let mut config = Self { table: toml::Table::new(), environment: Vec::new() };
         let text = |path: &Path| path.display().to_string();
         let addresses: Vec<String> = host.addresses().iter().map(ToString::to_string).collect();
         config
@@ -71,6 +72,12 @@ impl AgentConfig {
         self
     }
 
+    /// Sets a variable of the agent's environment.
+    pub fn variable(&mut self, name: &str, value: impl Into<String>) -> &mut Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
     /// Takes a value away, for the agent's own default.
     pub fn unset(&mut self, path: &str) -> &mut Self {
         let (tables, last) = path.rsplit_once('.').unwrap_or(("", path));
@@ -88,6 +95,7 @@ impl AgentConfig {
 pub(crate) struct AgentSlot {
     process: Option<Process>,
     config: Option<PathBuf>,
+    environment: Vec<(String, String)>,
     before: Traces,
 }
 
@@ -108,6 +116,7 @@ impl Agent {
             ensure!(slot.config.is_none(), "{} has an agent; use start or restart", host.name());
             slot.before = Traces::of(host)?;
             slot.config = Some(path);
+            slot.environment = config.environment;
         }
         let agent = Self { host: host.clone() };
         agent.launch()?;
@@ -148,7 +157,7 @@ impl Agent {
         let mut slot = self.host.inner.lock_agent();
         let config = slot.config.clone().context("the agent has no configuration")?;
         let mut command = Command::new(agent_program()?);
-        command.args(["agent", "--config"]).arg(config);
+        command.args(["agent", "--config"]).arg(config).envs(slot.environment.clone());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         slot.process = Some(self.host.spawn(command)?);
         Ok(())

@@ -17,6 +17,7 @@ pub mod authority;
 pub mod bpffs;
 pub mod browser;
 pub mod cgroup;
+pub mod dockerd;
 pub mod firewall;
 pub mod host;
 pub mod http;
@@ -48,6 +49,7 @@ mod plane;
 
 pub use agent::{Agent, AgentConfig};
 pub use authority::Authority;
+pub use dockerd::FakeDockerd;
 pub use host::{Client, Host};
 pub use lab::{Lab, LabBuilder};
 pub use mesh::{Mesh, Publish, State};

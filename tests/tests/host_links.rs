@@ -30,6 +30,8 @@ const MANAGERS: [&str; 2] = ["n1", "n2"];
 struct Linked {
     scene: Scene,
     ca: PathBuf,
+    /// Whose clock is wrong by so many hours, and what makes it so.
+    clocks: Vec<(PathBuf, &'static str, i32)>,
 }
 
 impl Linked {
@@ -40,7 +42,7 @@ impl Linked {
         for (host, name) in [("n1", "web.1"), ("n2", "web.2"), ("n3", "web.3")] {
             scene.task("web", host, name).unwrap();
         }
-        let linked = Self { ca: scene.lab.run_dir().join("ca"), scene };
+        let linked = Self { ca: scene.lab.run_dir().join("ca"), scene, clocks: Vec::new() };
         linked.make_ca(&linked.ca);
         for host in ["n1", "n2", "n3"] {
             linked.issue(&linked.ca, host, host);
@@ -92,7 +94,12 @@ impl Linked {
             MANAGERS.map(|host| self.scene.lab.host(host).addresses()[0].to_string()).to_vec();
         let files: Vec<(&str, [PathBuf; 3])> =
             linked.iter().map(|host| (*host, self.files(host))).collect();
+        let clocks = self.clocks.clone();
         let started = self.scene.start_with(|host, config| {
+            for (library, _, hours) in clocks.iter().filter(|(_, name, _)| *name == host) {
+                config.variable("LD_PRELOAD", library.display().to_string());
+                config.variable("CLOCK_IS_OFF_BY", (hours * 3600).to_string());
+            }
             let Some((_, files)) = files.iter().find(|(name, _)| *name == host) else { return };
             for (key, path) in ["link.ca", "link.certificate", "link.key"].iter().zip(files) {
                 config.set(key, path.display().to_string());
@@ -355,4 +362,85 @@ fn while_no_hub_is_there_everything_stays_as_it_was() {
         linked.wait_link(host, "ok", "");
     }
     load.stop().unwrap().assert_clean();
+}
+
+/// What stands between a program and its wall clock; its other clocks are as they are.
+const WRONG_CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    const char *by = getenv("CLOCK_IS_OFF_BY");
+    int failed = syscall(SYS_clock_gettime, clock, now);
+    if (!failed && clock == CLOCK_REALTIME && by)
+        now->tv_sec += atol(by);
+    return failed;
+}
+"#;
+
+/// Compiles it.
+fn wrong_clock(directory: &Path) -> PathBuf {
+    let (source, library) = (directory.join("clock.c"), directory.join("clock.so"));
+    fs::write(&source, WRONG_CLOCK).unwrap();
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&library, &source])
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    library
+}
+
+#[test]
+fn hosts_whose_clocks_are_two_hours_apart_hear_each_other_and_lose_nothing() {
+    let mut linked = Linked::new();
+    let library = wrong_clock(linked.scene.lab.run_dir());
+    linked.clocks = vec![(library.clone(), "n2", -1), (library, "n3", 1)];
+    let health: toml::Table = [
+        ("http".to_owned(), "/".into()),
+        ("port".to_owned(), i64::from(HEALTH).into()),
+        ("interval".to_owned(), "200ms".into()),
+    ]
+    .into_iter()
+    .collect();
+    linked.scene.mesh.service("web").set("health", health);
+    let switches: Vec<_> =
+        ["web.1", "web.2", "web.3"].map(|name| health_server(&linked.scene.tasks[name])).into();
+    linked.start(&["n1", "n2", "n3"]);
+    // The clocks are wrong indeed, by what the logs say: 2026-11-21T14:03:05Z.
+    let began = |host: &str| {
+        let log = linked.scene.agent(host).log();
+        let time = log.split(' ').next().unwrap_or_default().to_owned();
+        time::OffsetDateTime::parse(&time, &time::format_description::well_known::Rfc3339).unwrap()
+    };
+    for (host, hours) in [("n2", -1.0), ("n3", 1.0)] {
+        let off = (began(host) - began("n1")).as_seconds_f64() / 3600.0;
+        assert!((off - hours).abs() < 0.2, "the clock of {host} is off by {off} hours");
+    }
+    let all = ["web.1", "web.2", "web.3"];
+    for task in all {
+        ["n1", "n2", "n3"].iter().for_each(|host| linked.wait_task(host, task, "active", ""));
+    }
+    linked.only(&["n1", "n2", "n3"], &all, "with three clocks");
+
+    // What is newest does not depend on who is ahead: both are taken out, and both come back.
+    for (at, task) in [(1, "web.2"), (2, "web.3")] {
+        switches[at].store(false, Ordering::SeqCst);
+        for other in ["n1", "n2", "n3"] {
+            linked.wait_task(other, task, "draining", "health: http / answered 503");
+        }
+        switches[at].store(true, Ordering::SeqCst);
+        ["n1", "n2", "n3"].iter().for_each(|other| linked.wait_task(other, task, "active", ""));
+    }
+    // Nobody is silent, and nobody takes long to be found silent.
+    thread::sleep(2 * SECOND);
+    linked.only(&["n1", "n2", "n3"], &all, "after a while");
+    linked.scene.lab.unplug("n3").unwrap();
+    MANAGERS.iter().for_each(|host| linked.wait_task(host, "web.3", "draining", "n3 is silent"));
+    linked.scene.lab.plug("n3").unwrap();
+    MANAGERS.iter().for_each(|host| linked.wait_task(host, "web.3", "active", ""));
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use weir_tests::agent::agent_program;
-use weir_tests::swarm::{Swarm, repository};
+use weir_tests::swarm::{Node, Swarm, repository};
 use weir_tests::traffic::HttpLoad;
 use weir_tests::{How, Probe, Seen, eventually};
 
@@ -52,8 +52,36 @@ fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
     eprintln!("the service runs after {:?}", swarm.age());
     swarm.deploy_weir().unwrap();
     assert_served(&swarm);
+    swarm.nodes().iter().for_each(assert_as_capable_as_the_stack_file_says);
     eprintln!("all is asked after {:?}", swarm.age());
     swarm.finish().unwrap();
+}
+
+/// What the stack file adds, by its names and by their numbers in linux/capability.h.
+fn capabilities_of_the_stack() -> Vec<(String, u32)> {
+    let stack = fs::read_to_string(repository("deploy/stack.yml")).unwrap();
+    let added = stack.split("cap_add:").nth(1).unwrap().split("volumes:").next().unwrap();
+    let names = added.lines().filter_map(|line| line.trim().strip_prefix("- "));
+    let number = |name: &str| match name {
+        "NET_BIND_SERVICE" => 10,
+        "NET_ADMIN" => 12,
+        "SYS_ADMIN" => 21,
+        other => panic!("what is the number of {other}?"),
+    };
+    names.map(|name| (name.to_owned(), number(name))).collect()
+}
+
+fn assert_as_capable_as_the_stack_file_says(node: &Node) {
+    let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
+    let process = node.inspect(&agent).unwrap()["State"]["Pid"].as_u64().unwrap();
+    let status = fs::read_to_string(node.path(&format!("/proc/{process}/status"))).unwrap();
+    let added = capabilities_of_the_stack();
+    let wanted = added.iter().fold(0_u64, |all, (_, number)| all | 1 << number);
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        let line = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+        let held = u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap();
+        assert_eq!(held, wanted, "{set} of the agent on {}; wanted: {added:?}", node.name());
+    }
 }
 
 #[test]
@@ -89,24 +117,41 @@ fn forwarding_outlives_the_stack_and_ends_with_the_uninstall_stack() {
     swarm.finish().unwrap();
 }
 
-/// `setpriv --bounding-set=-all,+bpf,...`: what the unit leaves to root.
-fn as_the_unit_runs_it() -> Command {
+/// What the unit leaves to root.
+fn capabilities_of_the_unit() -> Vec<String> {
     let unit = fs::read_to_string(repository("deploy/weir.service")).unwrap();
     let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
-    let names = line.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
-    let kept: String = names.map(|name| format!(",+{name}")).collect();
+    line.split(' ').map(|name| name.trim_start_matches("CAP_").to_owned()).collect()
+}
+
+/// What the stack file leaves to the agent where Docker knows BPF and PERFMON. The Docker of this
+/// test does not.
+fn capabilities_of_a_newer_stack() -> Vec<String> {
+    let names = capabilities_of_the_stack().into_iter().map(|(name, _)| name);
+    let others = names.filter(|name| name != "SYS_ADMIN");
+    others.chain(["BPF", "PERFMON"].map(str::to_owned)).collect()
+}
+
+/// `setpriv --bounding-set=-all,+bpf,...`
+fn agent_with(capabilities: Vec<String>) -> Command {
+    let kept: String =
+        capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
     let mut command = Command::new("setpriv");
     command.arg(format!("--bounding-set=-all{kept}")).arg(agent_program().unwrap()).arg("agent");
     command
 }
 
 #[test]
-fn the_capabilities_of_the_systemd_unit_are_enough_on_a_node_of_a_swarm() {
+fn the_capabilities_of_the_unit_and_those_for_newer_dockers_are_enough_on_nodes_of_a_swarm() {
     let swarm = swarm();
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
-    let agents: Vec<_> =
-        swarm.nodes().iter().map(|node| node.spawn(as_the_unit_runs_it()).unwrap()).collect();
+    let [manager, worker, other] = swarm.nodes() else { panic!("three nodes") };
+    let agents = [
+        manager.spawn(agent_with(capabilities_of_a_newer_stack())).unwrap(),
+        worker.spawn(agent_with(capabilities_of_the_unit())).unwrap(),
+        other.spawn(agent_with(capabilities_of_a_newer_stack())).unwrap(),
+    ];
     swarm.nodes().iter().for_each(|node| node.wait_weir().unwrap());
     assert_served(&swarm);
     drop(agents);
@@ -119,13 +164,21 @@ fn a_port_in_host_mode_is_served_though_docker_proxy_listens_on_it() {
     let create = "service create -d --no-resolve-image --name web --mode global \
                   --publish mode=host,published=8090,target=80 task:v1";
     swarm.docker(create).unwrap();
+    // The only mode in which Docker publishes ports of a service without a virtual address.
+    let create = "service create -d --no-resolve-image --name each --mode global \
+                  --endpoint-mode dnsrr --publish mode=host,published=8091,target=80 task:v1";
+    swarm.docker(create).unwrap();
     swarm.wait_running("web", 3).unwrap();
+    swarm.wait_running("each", 3).unwrap();
     swarm.deploy_weir().unwrap();
+    swarm.wait_served("each").unwrap();
     let client = swarm.client("c1");
-    for node in swarm.nodes() {
-        let seen = client.ask(&Probe::tcp(node.target(8090)));
+    for (node, (service, port)) in
+        swarm.nodes().iter().flat_map(|node| [("web", 8090), ("each", 8091)].map(|it| (node, it)))
+    {
+        let seen = client.ask(&Probe::tcp(node.target(port)));
         seen.client_kept(client.addresses()[0]).unwrap();
-        let own = node.tasks("web").unwrap();
+        let own = node.tasks(service).unwrap();
         let answered = seen.task.unwrap();
         assert!(own[0].container.starts_with(answered.trim_start_matches("v1@")), "{answered}");
         let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
