@@ -1,10 +1,11 @@
 //! What users do to a Swarm while clients talk to it through every node, and that no request fails.
 //!
-//! Rolling updates under load are in `make soak`.
+//! `WEIR_LOAD_ROUNDS` says how often each kind of update is made; 20 for a long look.
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +17,10 @@ use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
 const SECOND: Duration = Duration::from_secs(1);
 /// What the load is at least, over all its kinds.
 const RATE: f64 = 1000.0;
+
+fn rounds() -> usize {
+    std::env::var("WEIR_LOAD_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap())
+}
 
 /// With a service whose tasks have a HEALTHCHECK: without one Docker calls a task running before it
 /// listens, and nobody can know better.
@@ -107,6 +112,88 @@ fn print_drops(node: &Node) {
     eprintln!("    {}: {:?}", node.name(), drops.collect::<Vec<_>>());
 }
 
+fn update(swarm: &Swarm, order: &str, round: usize) {
+    let env = format!("--env-add VERSION=v{round}");
+    let how = "--update-parallelism 1 --update-delay 0s --update-monitor 500ms";
+    let update = "service update -d --no-resolve-image";
+    swarm.docker(&format!("{update} {env} {how} --update-order {order} web")).unwrap();
+    swarm.wait_updated("web", Update::Completed).unwrap();
+}
+
+#[test]
+fn updates_scaling_and_draining_fail_no_request() {
+    let swarm = swarm(1, 2);
+    let mut diary = Diary::of(&swarm);
+    let mut made = 0;
+    for order in ["start-first", "stop-first"] {
+        diary.calm(&format!("{} updates, {order}", rounds()), || {
+            for _ in 0..rounds() {
+                made += 1;
+                update(&swarm, order, made);
+            }
+        });
+    }
+    diary.calm("2 to 10 to 2 tasks", || {
+        for tasks in [2, 10, 2] {
+            swarm.docker(&format!("service scale -d web={tasks}")).unwrap();
+            swarm.wait_running("web", tasks).unwrap();
+        }
+        gone(&swarm, 2);
+    });
+    for node in swarm.nodes() {
+        diary.calm(&format!("{} is drained and comes back", node.name()), || {
+            swarm.docker(&format!("node update --availability drain {}", node.name())).unwrap();
+            eventually("it to be empty", SETTLE, || {
+                let left = node.tasks("web")?.len();
+                ensure!(left == 0, "{left} tasks");
+                Ok(())
+            })
+            .unwrap();
+            swarm.wait_running("web", 2).unwrap();
+            swarm.docker(&format!("node update --availability active {}", node.name())).unwrap();
+            node.wait_weir().unwrap();
+        });
+    }
+    diary.calm("the agent of n3 begins and hears no manager", || unheard(&swarm, swarm.node("n3")));
+    diary.end();
+    swarm.finish().unwrap();
+}
+
+/// Waits until no more than so many containers of `web` are left.
+fn gone(swarm: &Swarm, left: usize) {
+    eventually("the other tasks to be gone", SETTLE, || {
+        let running = swarm.tasks("web")?.len();
+        ensure!(running == left, "{running} run");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// How many tasks of `web` take flows, as a node knows them.
+fn active(node: &Node) -> Result<usize> {
+    let known = node.weir_service("web")?;
+    let tasks = known["tasks"].as_array().into_iter().flatten();
+    Ok(tasks.filter(|task| task["state"] == "active").count())
+}
+
+/// A worker whose agent begins and finds no manager.
+fn unheard(swarm: &Swarm, worker: &Node) {
+    let firewall = |change: &str| {
+        let mut rule = Command::new("iptables");
+        rule.args([change, "OUTPUT", "-p", "tcp", "--dport", "7951", "-j", "REJECT"]);
+        let said = worker.output(rule).unwrap();
+        assert!(said.status.success(), "{said:?}");
+    };
+    firewall("-I");
+    let old = agent(worker).unwrap();
+    worker.docker(&format!("kill {old}")).unwrap();
+    another_agent(worker, &old);
+    let link = worker.weir("/api/v1/status").unwrap().body;
+    assert_eq!(active(worker).unwrap(), 2, "tasks of nodes that were not heard stay: {link}");
+    firewall("-D");
+    swarm.wait_served("web").unwrap();
+}
+
 /// The container of a node's agent.
 fn agent(node: &Node) -> Result<String> {
     let task = node.tasks("weir_agent")?.pop();
@@ -149,10 +236,7 @@ fn agents_and_managers_that_come_and_go_fail_no_request() {
             .unwrap();
         eventually("six tasks to be known everywhere", SETTLE, || {
             for node in swarm.nodes() {
-                let known = node.weir_service("web")?;
-                let active = known["tasks"].as_array().map_or(0, |tasks| {
-                    tasks.iter().filter(|task| task["state"] == "active").count()
-                });
+                let active = active(node)?;
                 ensure!(active == 6, "{active} on {}", node.name());
             }
             Ok(())

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use weir_mesh::{NodeName, ServiceName, TaskName, TaskState};
 
-use super::{ServiceView, TaskView, services};
+use super::{PortState, ServiceView, TaskView, services};
 use crate::{health::Condition, observe::Observation};
 
 /// `/api/v1/tasks`
@@ -86,7 +86,10 @@ pub fn tasks(now: &Observation, only: Option<&str>) -> Tasks {
 }
 
 fn row(service: &ServiceView, task: &TaskView) -> TaskRow {
-    let (state, why, trouble) = standing(task);
+    // A service without a port that this node serves is not in its data plane: it is not published, or
+    // in host mode and elsewhere.
+    let carried = service.ports.iter().any(|port| !matches!(port.state, PortState::Elsewhere));
+    let (state, why, trouble) = standing(task, carried);
     TaskRow {
         service: service.name.clone(),
         task: task.name.clone(),
@@ -98,7 +101,8 @@ fn row(service: &ServiceView, task: &TaskView) -> TaskRow {
     }
 }
 
-fn standing(task: &TaskView) -> (Standing, Option<String>, bool) {
+/// `carried`: whether the data plane of this node is to know the task at all.
+fn standing(task: &TaskView, carried: bool) -> (Standing, Option<String>, bool) {
     let said = |text: &str| Some(text.to_owned());
     let found = task.health.clone();
     let out = found.is_some();
@@ -119,6 +123,7 @@ fn standing(task: &TaskView) -> (Standing, Option<String>, bool) {
         (TaskState::Active, "draining") => {
             (Standing::Draining, found.or_else(|| said("about to take new flows again")), out)
         }
+        (TaskState::Active, _) if !carried => (Standing::Active, found, out),
         (TaskState::Active, kernel) => {
             let why = format!("the data plane has it as {kernel}: weir status says why");
             (Standing::Absent, found.or(Some(why)), true)
@@ -178,9 +183,12 @@ mod tests {
             ),
         ] {
             let expected = (state, Some(why.to_owned()).filter(|why| !why.is_empty()), trouble);
-            assert_eq!(standing(&task), expected, "{task:?}");
+            assert_eq!(standing(&task, true), expected, "{task:?}");
         }
         let idle = TaskView { weight: 0, ..self::task(Active, "active", "peer", None) };
-        assert_eq!(standing(&idle).1.unwrap(), "weight 0: no new flows");
+        assert_eq!(standing(&idle, true).1.unwrap(), "weight 0: no new flows");
+        // Of a service that is not published nothing is missing in the data plane.
+        let inside = self::task(Active, "absent", "tunnel", None);
+        assert_eq!(standing(&inside, false), (Standing::Active, None, false));
     }
 }

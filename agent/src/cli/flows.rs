@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{AgentArgs, Failed, client, table::Table, watch::Shown};
+use super::{AgentArgs, Failed, Format, client, table::Table, watch::Shown};
 use crate::{
     api::{Flows, Killed},
     health::Condition,
@@ -86,7 +86,8 @@ fn list(args: &FlowsArgs) -> Result<Condition, Failed> {
     let path = format!("/api/v1/flows?limit={}{}", args.limit, args.filter.query()?);
     let answer: Flows = client::get(&args.agent.socket, &path)?;
     let shown = Shown::new(&args.agent.output, &answer, Condition::Ok, || text(&answer))?.print();
-    if answer.more {
+    // JSON says so itself.
+    if answer.more && args.agent.output.output == Format::Table {
         eprintln!("weir: there are more; --limit shows up to 10000, filters show fewer");
     }
     shown

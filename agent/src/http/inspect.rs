@@ -36,6 +36,12 @@ impl Routes {
             let problem = if acts { "this changes something: use POST" } else { "use GET" };
             return Some(failure(StatusCode::METHOD_NOT_ALLOWED, problem));
         }
+        // Whoever opens the data plane answers nothing meanwhile.
+        let data_plane = ["/api/v1/trace", "/api/v1/flows", "/api/v1/flows/kill"].contains(&path);
+        if data_plane && !self.observer.now().await.opened {
+            let problem = "the data plane is being opened; weir status says how that goes";
+            return Some(failure(StatusCode::SERVICE_UNAVAILABLE, problem));
+        }
         let answer = match path {
             "/api/v1/trace" => self.trace(query).await,
             "/api/v1/flows" => self.flows(query).await,

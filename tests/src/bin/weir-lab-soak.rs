@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use weir_tests::swarm::{Node, Swarm, Update};
+use clap::{Parser, ValueEnum};
+use weir_tests::swarm::{Node, SETTLE, Swarm, Update};
 use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
 use weir_tests::{Probe, Talk, eventually, interrupt};
 
-/// Rolling updates in both orders, an idle connection in real time, restarts of dockerd and changes of
-/// the leader, under load. Ends with 1 when a request failed that none should have.
+/// Under load: rolling updates in both orders, changes of the leader, restarts of agents, drains,
+/// restarts of dockerd; and connections that are idle in real time. Ends with 1 when a request failed
+/// that none should have.
 #[derive(Debug, Parser)]
 struct Cli {
     /// How many rolling updates in each order
@@ -24,9 +25,33 @@ struct Cli {
     /// How many nodes; the first half and one more are managers
     #[arg(long, default_value_t = 5)]
     nodes: usize,
+    /// Only these sections
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Section>,
+}
+
+/// A part of the whole, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Section {
+    /// Rolling updates
+    Updates,
+    /// The leader is demoted, and promoted again
+    Demote,
+    /// Each node's agent is killed, and another begins
+    Agents,
+    /// Connections that nobody uses, while what is above goes on
+    Idle,
+    /// Each node is drained, and comes back
+    Drain,
+    /// The leader's dockerd is killed
+    Leader,
+    /// A worker's dockerd is restarted
+    Restart,
 }
 
 const PORT: u16 = 8081;
+/// Of a service that nothing is done to.
+const STILL: u16 = 8082;
 /// A manager that joins again under load reads the whole of what it missed.
 const LONG: Duration = Duration::from_secs(120);
 
@@ -71,21 +96,66 @@ enum Allowed {
 
 impl Soak {
     fn go_through(&mut self, cli: &Cli) -> Result<()> {
+        self.deploy(cli.nodes)?;
+        let begun = Instant::now();
+        let wanted = |section| cli.only.is_empty() || cli.only.contains(&section);
+        let mut idle = if wanted(Section::Idle) { self.idle_talks()? } else { Vec::new() };
+        if wanted(Section::Updates) {
+            self.updates(cli.updates)?;
+        }
+        if wanted(Section::Demote) {
+            self.demote()?;
+        }
+        if wanted(Section::Agents) {
+            self.agents()?;
+        }
+        if wanted(Section::Idle) {
+            let time = Duration::from_secs(cli.idle * 60);
+            interrupt::sleep(time.saturating_sub(begun.elapsed()));
+            interrupt::go_on()?;
+            let broken: Vec<String> = idle.iter_mut().filter_map(still_open).collect();
+            let (count, time) = (idle.len(), begun.elapsed());
+            println!(
+                "{:6.0} s: {} of {count} broken, idle for {time:.0?}",
+                self.age(),
+                broken.len()
+            );
+            self.failed.extend(broken);
+        }
+        if wanted(Section::Drain) {
+            self.drains()?;
+        }
+        if wanted(Section::Leader) {
+            self.leader_killed()?;
+        }
+        if wanted(Section::Restart) {
+            self.restarts()?;
+        }
+        Ok(())
+    }
+
+    fn deploy(&self, nodes: usize) -> Result<()> {
         let create = "service create -d --no-resolve-image --name web -p 8081:80 -p 8081:53/udp \
                       --update-parallelism 2 --update-delay 1s --update-monitor 1s --replicas";
-        self.swarm.docker(&format!("{create} {} task:health", 2 * cli.nodes))?;
-        let single = "service create -d --no-resolve-image --name one -p 8091:80 \
-                      --update-order start-first --update-monitor 1s task:health";
-        self.swarm.docker(single)?;
+        self.swarm.docker(&format!("{create} {} task:health", 2 * nodes))?;
+        for (name, port, replicas) in [("one", 8091, 1), ("still", STILL, nodes)] {
+            let create = "service create -d --no-resolve-image --update-order start-first \
+                          --update-monitor 1s";
+            let what = format!("--name {name} -p {port}:80 --replicas {replicas} task:health");
+            self.swarm.docker(&format!("{create} {what}"))?;
+        }
         self.swarm.deploy_weir()?;
-        self.swarm.wait_running("web", 2 * cli.nodes)?;
-        self.swarm.wait_running("one", 1)?;
-        self.swarm.wait_served("web")?;
-        self.swarm.wait_served("one")?;
-        self.idle(Duration::from_secs(cli.idle * 60))?;
+        for (name, replicas) in [("web", 2 * nodes), ("one", 1), ("still", nodes)] {
+            self.swarm.wait_running(name, replicas)?;
+            self.swarm.wait_served(name)?;
+        }
+        Ok(())
+    }
+
+    fn updates(&mut self, updates: usize) -> Result<()> {
         for order in ["start-first", "stop-first"] {
-            for number in 1..=cli.updates {
-                let what = format!("rolling update {number} of {}, {order}", cli.updates);
+            for number in 1..=updates {
+                let what = format!("rolling update {number} of {updates}, {order}");
                 let update = "service update -d --no-resolve-image --force --update-order";
                 self.step(&what, PORT, Allowed::Nothing, |swarm| {
                     swarm.docker(&format!("{update} {order} web"))?;
@@ -96,33 +166,25 @@ impl Soak {
         self.step("a single replica is updated, start-first", 8091, Allowed::Nothing, |swarm| {
             swarm.docker("service update -d --no-resolve-image --force one")?;
             swarm.wait_updated("one", Update::Completed)
-        })?;
-        self.leaders()?;
-        self.restarts()
+        })
     }
 
-    /// Connections that nobody uses for a while, through every node, and all the while the rest goes on.
-    fn idle(&mut self, time: Duration) -> Result<()> {
+    /// Connections through every node that nobody uses for a while.
+    fn idle_talks(&self) -> Result<Vec<(String, String, Talk)>> {
         let netns = self.swarm.client("c1").netns();
         let mut talks = Vec::new();
         for node in self.swarm.nodes() {
             for _ in 0..4 {
-                let mut talk = Probe::tcp(node.target(PORT)).open_in(netns)?;
+                let mut talk = Probe::tcp(node.target(STILL)).open_in(netns)?;
                 let task = talk.ask().task.context("no answer at first")?;
                 talks.push((node.name().to_owned(), task, talk));
             }
         }
-        println!("{:6.0} s: {} connections are idle for {time:?}", self.age(), talks.len());
-        interrupt::sleep(time);
-        interrupt::go_on()?;
-        let broken: Vec<String> = talks.iter_mut().filter_map(still_open).collect();
-        println!("{:6.0} s: {} of {} are broken", self.age(), broken.len(), talks.len());
-        self.failed.extend(broken);
-        Ok(())
+        println!("{:6.0} s: {} connections are idle from now on", self.age(), talks.len());
+        Ok(talks)
     }
 
-    /// The leader is demoted, then another's dockerd ends, and each time another leads.
-    fn leaders(&mut self) -> Result<()> {
+    fn demote(&mut self) -> Result<()> {
         self.step("the leader is demoted and promoted again", PORT, Allowed::Nothing, |swarm| {
             let other = &swarm.nodes()[1];
             other.docker("node demote n1")?;
@@ -130,7 +192,53 @@ impl Soak {
             // Refused as out of sequence while Swarm itself changes the node.
             eventually("n1 to be promoted", LONG, || other.docker("node promote n1"))?;
             eventually("n1 to be a manager again", LONG, || swarm.docker("node ls")).map(drop)
-        })?;
+        })
+    }
+
+    fn agents(&mut self) -> Result<()> {
+        for index in 0..self.swarm.nodes().len() {
+            let what = format!("the agent of n{} is killed", index + 1);
+            self.step(&what, PORT, Allowed::Nothing, |swarm| {
+                let node = &swarm.nodes()[index];
+                let old = agent(node)?;
+                node.docker(&format!("kill {old}"))?;
+                eventually("another agent", SETTLE, || {
+                    let new = agent(node)?;
+                    ensure!(new != old, "it is the old one");
+                    Ok(())
+                })?;
+                node.wait_weir()
+            })?;
+        }
+        Ok(())
+    }
+
+    fn drains(&mut self) -> Result<()> {
+        for index in 0..self.swarm.nodes().len() {
+            let what = format!("n{} is drained and comes back", index + 1);
+            self.step(&what, PORT, Allowed::Nothing, |swarm| {
+                let node = &swarm.nodes()[index];
+                let set = |to: &str| {
+                    let set = format!("node update --availability {to} {}", node.name());
+                    // Refused as out of sequence while Swarm itself changes the node.
+                    eventually("the node to be changed", SETTLE, || swarm.docker(&set)).map(drop)
+                };
+                set("drain")?;
+                eventually("it to be empty", LONG, || {
+                    let left = node.tasks("web")?.len();
+                    ensure!(left == 0, "{left} tasks");
+                    Ok(())
+                })?;
+                swarm.wait_running("web", 2 * swarm.nodes().len())?;
+                set("active")?;
+                node.wait_weir()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// With fewer than five nodes there are too few managers for another to lead.
+    fn leader_killed(&mut self) -> Result<()> {
         if self.swarm.nodes().len() < 5 {
             return Ok(());
         }
@@ -199,6 +307,12 @@ fn brief(report: &Report) -> String {
 fn still_open((node, task, talk): &mut (String, String, Talk)) -> Option<String> {
     let seen = talk.ask();
     (seen.task.as_ref() != Some(task)).then(|| format!("idle through {node} to {task}: {seen}"))
+}
+
+/// The container of a node's agent.
+fn agent(node: &Node) -> Result<String> {
+    let task = node.tasks("weir_agent")?.pop();
+    task.map(|task| task.container).context("no agent runs")
 }
 
 /// The host name of the leader, as a node knows it.

@@ -4,19 +4,18 @@ use std::io;
 
 use anyhow::Result;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::watch;
 
 use crate::{Server, listen};
 
 pub async fn serve(server: Server, say_name: bool) -> Result<()> {
     let listener = listen::tcp(server.listen)?;
     let socket = listen::udp(server.listen)?;
-    let mut ending: watch::Receiver<bool> = listen::ending(server.on_term)?;
+    let end = listen::end_of_listening(listen::ending(server.on_term)?, server.linger);
     let name = say_name.then_some(server.name);
     tokio::select! {
         result = echo_udp(&socket, name.as_deref()) => Ok(result?),
         result = accept(&listener) => Ok(result?),
-        _ = ending.wait_for(|ended| *ended) => Ok(()),
+        () = end => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 server: requests without bodies, keep-alive, pipelining.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -23,23 +24,27 @@ pub async fn serve(server: Server) -> Result<()> {
     let ending = listen::ending(server.on_term)?;
     let name: &'static str = server.name.leak();
     let mut connections = JoinSet::new();
-    accept_until_end(listener, name, &ending, &mut connections).await;
+    let end = listen::end_of_listening(ending.clone(), server.linger);
+    accept_until(end, listener, name, &ending, &mut connections).await;
     let all = async { while connections.join_next().await.is_some() {} };
     let _ = timeout(FINISH, all).await;
+    // With the process its network namespace ends, and with that what was not acknowledged yet.
+    tokio::time::sleep(Duration::from_millis(server.linger)).await;
     Ok(())
 }
 
 /// The listener is dropped at the end: from then on the port refuses.
-async fn accept_until_end(
+async fn accept_until(
+    end: impl Future<Output = ()>,
     listener: TcpListener,
     name: &'static str,
     ending: &watch::Receiver<bool>,
     connections: &mut JoinSet<()>,
 ) {
-    let mut ended = ending.clone();
+    let mut end = pin!(end);
     loop {
         tokio::select! {
-            _ = ended.wait_for(|ended| *ended) => return,
+            () = &mut end => return,
             accepted = listener.accept() => if let Ok((stream, client)) = accepted {
                 let connection = Connection { stream, name, client: listen::client(client) };
                 connections.spawn(connection.serve(ending.clone()));

@@ -28,6 +28,10 @@ pub struct Serve {
     /// What to do on SIGTERM
     #[arg(long, env = "ON_TERM", value_enum, default_value_t = OnTerm::Finish)]
     on_term: OnTerm,
+    /// For how many milliseconds it goes on taking connections and datagrams after SIGTERM. dockerd tells
+    /// of the signal once it has sent it, so nobody can know before the task does
+    #[arg(long, env = "LINGER", default_value_t = 1000)]
+    linger: u64,
     /// The TCP and UDP port of the echo server
     #[arg(long, env = "ECHO", default_value_t = 53)]
     echo: u16,
@@ -37,7 +41,8 @@ pub struct Serve {
 pub async fn serve(settings: Serve) -> Result<()> {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").context("host name")?;
     let name = format!("{}@{}", settings.version, host.trim());
-    let server = |listen| Server { name: name.clone(), listen, on_term: settings.on_term };
+    let Serve { on_term, linger, .. } = settings;
+    let server = |listen| Server { name: name.clone(), listen, on_term, linger };
     sleep(Duration::from_millis(settings.start_after)).await;
     let (web, echo) =
         tokio::join!(http::serve(server(HTTP)), echo::serve(server(settings.echo), true));

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Socket, Type};
@@ -53,6 +54,12 @@ fn dual_stack(kind: Type, port: u16) -> Result<Socket> {
 /// `::ffff:10.0.0.1` is `10.0.0.1`.
 pub fn client(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Waits for the end, and then for as long as connections are still to be taken.
+pub async fn end_of_listening(mut ending: watch::Receiver<bool>, linger: u64) {
+    let _ = ending.wait_for(|ended| *ended).await;
+    tokio::time::sleep(Duration::from_millis(linger)).await;
 }
 
 /// Turns to `true` on SIGTERM; with [`OnTerm::Exit`] the default action of the signal stays.

@@ -75,6 +75,9 @@ struct Server {
     /// What to do on SIGTERM
     #[arg(long, value_enum, default_value_t = OnTerm::Exit)]
     on_term: OnTerm,
+    /// For how many milliseconds it goes on taking connections and datagrams after SIGTERM
+    #[arg(long, default_value_t = 0)]
+    linger: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
