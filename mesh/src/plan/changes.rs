@@ -111,11 +111,18 @@ impl<'a> Run<'a> {
         self.add_local_changes(&mut todo);
         self.add_moved(moved, &mut todo);
         self.add_due(&mut todo);
-        let unsettled = std::mem::take(&mut self.planner.memory.unsettled);
-        unsettled.iter().for_each(|name| self.add_service(name, &mut todo));
+        todo.services.extend(self.unsettled().services);
         let gone = std::mem::take(&mut self.planner.memory.unsettled_gone);
         todo.gone.extend(gone.intersection(&self.planner.memory.gone));
         todo.settle();
+        todo
+    }
+
+    /// The services that found no room when they were last planned.
+    pub(super) fn unsettled(&mut self) -> Todo<'a> {
+        let mut todo = Todo::default();
+        let unsettled = std::mem::take(&mut self.planner.memory.unsettled);
+        unsettled.iter().for_each(|name| self.add_service(name, &mut todo));
         todo
     }
 

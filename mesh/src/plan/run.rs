@@ -28,6 +28,8 @@ pub(super) struct Run<'a> {
     pub(super) problems: Vec<Problem>,
     /// Problems that belong to no service of the snapshot.
     other_problems: Vec<Problem>,
+    /// Whether a list was removed since this was last asked.
+    list_removed: bool,
 }
 
 impl<'a> Run<'a> {
@@ -46,6 +48,7 @@ impl<'a> Run<'a> {
             short_of: BTreeSet::new(),
             problems: Vec::new(),
             other_problems: Vec::new(),
+            list_removed: false,
         }
     }
 
@@ -58,11 +61,22 @@ impl<'a> Run<'a> {
         let moved = self.set_nodes();
         let mut todo = self.find_changes(&moved);
         self.add_accounted(&mut todo);
+        self.carry_out(&mut todo, first);
+        // Ranges need no rest: those that were freed are there at once for whoever was short of them.
+        while std::mem::take(&mut self.list_removed) && self.short_of.remove(&Resource::Ranges) {
+            let mut todo = self.unsettled();
+            self.carry_out(&mut todo, false);
+        }
+        self.remove_idle_nodes();
+        self.finish()
+    }
+
+    fn carry_out(&mut self, todo: &mut Todo<'a>, first: bool) {
         for (name, service, ident) in &todo.services {
             self.plan_service(name, service, *ident);
         }
         if first {
-            self.find_strangers(&mut todo);
+            self.find_strangers(todo);
         }
         // A service that came back was among those present.
         todo.gone.retain(|id| self.planner.memory.gone.contains(id));
@@ -74,8 +88,6 @@ impl<'a> Run<'a> {
             self.close_ports(*id, name.as_ref());
         }
         looked_at.iter().for_each(|(id, _)| self.remove_due(*id));
-        self.remove_idle_nodes();
-        self.finish()
     }
 
     /// Emits an operation that adds or removes something.
@@ -123,6 +135,7 @@ impl<'a> Run<'a> {
         }
         if let Some(rules) = self.planner.draft.installed.lists.get(&list).cloned() {
             self.emit(MapOp::RemoveList(list, rules));
+            self.list_removed = true;
             self.planner.freed.push(Freed::List(list));
         }
     }

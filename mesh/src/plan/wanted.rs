@@ -140,8 +140,10 @@ impl<'a> Run<'a> {
                 ports.push(*port);
             } else if self.is_withheld(frontend) {
                 self.problems.push(Problem::PortTaken { service: name, frontend });
-                // A host port has no clients but this node's.
-                if port.mode == PublishMode::Ingress {
+                // A host port has no clients but this node's. What was served there to other nodes
+                // before it became one is not left as it was.
+                let was_served = self.planner.draft.record_of(frontend).is_some();
+                if port.mode == PublishMode::Ingress || was_served {
                     withheld.insert(frontend);
                     ports.push(*port);
                 }
