@@ -29,7 +29,7 @@ pub async fn serve(server: Server) -> Result<()> {
     let all = async { while connections.join_next().await.is_some() {} };
     let _ = timeout(FINISH, all).await;
     // With the process its network namespace ends, and with that what was not acknowledged yet.
-    tokio::time::sleep(Duration::from_millis(server.linger)).await;
+    sleep(Duration::from_millis(server.linger)).await;
     Ok(())
 }
 
