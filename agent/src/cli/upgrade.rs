@@ -1,6 +1,7 @@
 //! `weir upgrade`.
 
 use std::{
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -30,7 +31,8 @@ pub(super) fn run(agent: &AgentArgs) -> Result<Condition, Failed> {
             Ok(status) if status.pid == pid && status.condition != Condition::Failed => {
                 break status;
             }
-            Ok(status) if was_silent && status.pid == before.pid => {
+            // The agent before may have been silent for less than a pause.
+            Ok(status) if status.pid == before.pid && (was_silent || !runs(pid)) => {
                 return Err(format!(
                     "the new agent (pid {pid}) did not run, and the one before goes on; its log says \
                      why"
@@ -57,4 +59,8 @@ pub(super) fn run(agent: &AgentArgs) -> Result<Condition, Failed> {
         ));
     }
     Ok(Condition::Ok)
+}
+
+fn runs(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
 }
