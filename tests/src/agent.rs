@@ -226,6 +226,11 @@ impl Agent {
         self.host.inner.lock_agent().process.as_ref().map(Process::pid)
     }
 
+    /// Resident memory in KiB.
+    pub fn resident(&self) -> Result<u64> {
+        process::status_kib(self.pid().context("the agent has ended")?, "VmRSS")
+    }
+
     /// SIGKILL: the kernel part must go on without it.
     pub fn kill9(&self) {
         self.host.inner.lock_agent().process = None;

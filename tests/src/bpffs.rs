@@ -16,10 +16,11 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 const LOCK: &str = "/run/weir-lab.lock";
 const MARK: &str = "/run/weir-lab.mounted-bpffs";
 
-/// A share in the mounted bpffs.
+/// A share in the mounted bpffs. The last one to be dropped unmounts what a lab had mounted, unless it
+/// is in use.
 #[derive(Debug)]
 pub struct BpffsLease {
-    _shared: Flock<File>,
+    shared: Option<Flock<File>>,
 }
 
 impl BpffsLease {
@@ -31,12 +32,13 @@ impl BpffsLease {
                 .context("mount bpffs at /sys/fs/bpf")?;
             fs::write(MARK, "").context(MARK)?;
         }
-        Ok(Self { _shared: shared })
+        Ok(Self { shared: Some(shared) })
     }
+}
 
-    /// Gives the share back; the last one unmounts what a lab had mounted, unless it is in use.
-    pub fn release(self) {
-        drop(self);
+impl Drop for BpffsLease {
+    fn drop(&mut self) {
+        drop(self.shared.take());
         if !Path::new(MARK).exists() {
             return;
         }

@@ -335,10 +335,11 @@ impl Lab {
         for host in &self.hosts {
             let _ = fs::remove_dir_all(&host.inner.pin_dir);
         }
+        residue::remove_locks(&self.run_dir);
         let _ = fs::remove_dir_all(&self.run_dir);
         self.hosts.clear();
         self.clients.clear();
-        bpffs.release();
+        drop(bpffs);
         problems
     }
 

@@ -3,7 +3,7 @@
 //! `PR_SET_PDEATHSIG` fires when the *thread* that forked ends, not the process: all children are
 //! therefore started by one thread that lives as long as we do (prctl(2), PR_SET_PDEATHSIG).
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -168,6 +168,17 @@ fn fork_forever(orders: &Receiver<Order>) {
     for mut order in orders {
         let _ = order.answer.send(order.command.spawn());
     }
+}
+
+/// A size of `/proc/PID/status`, such as `VmRSS` for the resident memory, in KiB (proc_pid_status(5)).
+///
+/// # Errors
+/// When there is no such process, or no such line.
+pub fn status_kib(pid: u32, key: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let value = line.and_then(|line| line.split_whitespace().next());
+    Ok(value.with_context(|| format!("no {key} of {pid}"))?.parse()?)
 }
 
 /// Keeps this thread, and those that it starts, on one CPU.

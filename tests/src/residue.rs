@@ -13,6 +13,8 @@ use crate::bpffs::BPFFS;
 use crate::cgroup::{cgroup2_root, kill_and_remove};
 
 const PREFIX: &str = "weir-lab-";
+/// Where agents have the locks of their pins.
+const LOCKS: &str = "/run/weir";
 
 /// `weir-lab-<pid>-<seq>`: unique on the machine while our process lives.
 #[derive(Debug, Clone)]
@@ -49,9 +51,28 @@ pub fn sweep() {
             let _ = kill_and_remove(&path);
         }
     }
+    remove_locks_of(is_orphan);
     for place in [PathBuf::from(BPFFS), std::env::temp_dir()] {
         for path in orphans(&place) {
             let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// Removes the lock files of the agents of a lab: one that could not begin leaves its own, since a lock
+/// file that is removed while somebody waits for it is no lock.
+pub fn remove_locks(run_dir: &Path) {
+    let lab = run_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    remove_locks_of(|name| name == lab || name.starts_with(&format!("{lab}-")));
+}
+
+/// `is_dead` is asked with the part of a lock's name that begins with the name of a lab.
+fn remove_locks_of(is_dead: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(LOCKS).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let of_lab = name.strip_suffix(".lock").and_then(|it| it.get(it.find(PREFIX)?..));
+        if of_lab.is_some_and(&is_dead) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }

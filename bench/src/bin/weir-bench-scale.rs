@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use weir_bench::{Spread, machine};
-use weir_tests::{Agent, Families, Lab, lab::command};
+use weir_tests::{Agent, Families, Lab, lab::command, process::status_kib};
 
 const SERVICES: usize = 10_000;
 const TASKS: usize = 10;
@@ -150,7 +150,7 @@ fn scrape(agent: &Agent) -> Result<Scraped> {
 }
 
 fn memory(agent: &Agent) -> Result<f64> {
-    status_megabytes(agent, "VmRSS:")
+    status_megabytes(agent, "VmRSS")
 }
 
 /// What the agent has worked, whoever else had the processors; counted in hundredths of a second.
@@ -165,8 +165,8 @@ fn processor_milliseconds(agent: &Agent) -> Result<f64> {
 /// What the memory is: the agent's own, and what it has mapped of its program and of the kernel's
 /// arrays, whose pages are there whether or not it maps them.
 fn shares(agent: &Agent) -> Result<()> {
-    let own = status_megabytes(agent, "RssAnon:")?;
-    let mapped = status_megabytes(agent, "RssFile:")? + status_megabytes(agent, "RssShmem:")?;
+    let own = status_megabytes(agent, "RssAnon")?;
+    let mapped = status_megabytes(agent, "RssFile")? + status_megabytes(agent, "RssShmem")?;
     println!("  its own: {own:.0} MB, program and kernel arrays mapped: {mapped:.0} MB");
     Ok(())
 }
@@ -174,11 +174,7 @@ fn shares(agent: &Agent) -> Result<()> {
 /// A size of `/proc/PID/status`, in units of 1,000,000 bytes.
 fn status_megabytes(agent: &Agent, key: &str) -> Result<f64> {
     let pid = agent.pid().context("the agent has ended")?;
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let value = text.lines().find_map(|line| line.strip_prefix(key));
-    let value = value.and_then(|value| value.split_whitespace().next());
-    let kilobytes: f64 = value.with_context(|| format!("no {key}"))?.parse()?;
-    Ok(kilobytes * 1.024 / 1000.0)
+    Ok(status_kib(pid, key)? as f64 * 1.024 / 1000.0)
 }
 
 /// Tasks are spread over ten nodes, of which the first is real. `changed` drains or wakes one task

@@ -15,6 +15,8 @@ use nix::{
     unistd::Pid,
 };
 
+use weir_tests::process::status_kib;
+
 use super::others;
 
 /// Which server.
@@ -103,10 +105,7 @@ impl Server {
 
     /// Bytes of memory.
     pub fn resident(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        Ok(kibibytes.context("no VmRSS")?.parse::<f64>()? * 1024.0)
+        Ok(status_kib(self.process.id(), "VmRSS")? as f64 * 1024.0)
     }
 
     /// Makes it read its names anew.

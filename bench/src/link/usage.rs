@@ -2,11 +2,11 @@
 
 use std::fs;
 
+use weir_tests::process::status_kib;
+
 /// Resident memory in MB.
 pub fn resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
+    status_kib(pid, "VmRSS").unwrap_or(0) / 1024
 }
 
 /// Seconds of processor time, user and system.

@@ -1,19 +1,16 @@
 //! What goes wrong around the proxy: each fault has its reason, and is counted under it. See also
-//! `proxy.rs`, for tasks that refuse or are slow, limits, and ports that cannot be had.
-
-#![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
+//! `tasks.rs` and `listening.rs`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::ensure;
 use weir_tests::lab::command;
-use weir_tests::{Agent, How, Lab, Plane, Probe, Scene, State, Talk, eventually};
+use weir_tests::{How, Lab, Plane, Probe, Scene, State, Talk, eventually};
 
-const SECOND: Duration = Duration::from_secs(1);
-const PORT: u16 = 8080;
+use crate::{PORT, SECOND, counted};
 
 /// One host with `web.1`, not started.
 fn scene() -> Scene {
@@ -39,31 +36,6 @@ fn connect(scene: &Scene, port: u16) -> TcpStream {
     stream
 }
 
-fn drops(agent: &Agent, reason: &str) -> Result<u64> {
-    let text = agent.http("/metrics")?.body;
-    let series = format!("weir_drops_total{{reason=\"{reason}\"}} ");
-    let value = text.lines().find_map(|line| line.strip_prefix(&series));
-    Ok(value.context("no such reason")?.parse()?)
-}
-
-/// Counters are read at most once a second.
-fn counted(scene: &Scene, reason: &str, times: std::ops::RangeInclusive<u64>) {
-    eventually(&format!("{reason} to be counted"), 5 * SECOND, || {
-        let counted = drops(scene.agent("n1"), reason)?;
-        ensure!(times.contains(&counted), "{counted} and not {times:?}\n{}", scene.drops());
-        anyhow::Ok(())
-    })
-    .unwrap();
-}
-
-/// Resident memory in KiB.
-fn resident(agent: &Agent) -> u64 {
-    let pid = agent.pid().unwrap();
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_client_that_says_nothing_is_let_go_after_its_timeout_and_one_that_talks_is_not() {
     let mut scene = scene();
@@ -83,7 +55,7 @@ fn a_client_that_says_nothing_is_let_go_after_its_timeout_and_one_that_talks_is_
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
     assert!(start.elapsed() >= 2 * SECOND, "{:?}", start.elapsed());
     talking.join().unwrap();
-    counted(&scene, "idle", 1..=1);
+    counted(scene.agent("n1"), "idle", 1..=1);
 }
 
 #[test]
@@ -94,7 +66,7 @@ fn a_sender_that_owes_a_header_and_says_nothing_is_let_go() {
     let mut silent = connect(&scene, PORT);
     let error = silent.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-    counted(&scene, "proxy_header", 1..=1);
+    counted(scene.agent("n1"), "proxy_header", 1..=1);
 }
 
 #[test]
@@ -107,7 +79,7 @@ fn a_connection_that_a_side_resets_is_counted_once() {
     stream.read_exact(&mut [0; 5]).unwrap();
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
-    counted(&scene, "broken", 1..=1);
+    counted(scene.agent("n1"), "broken", 1..=1);
 }
 
 #[test]
@@ -128,7 +100,7 @@ fn a_task_that_falls_silent_in_mid_stream_is_given_up_when_it_acknowledges_nothi
     stream.write_all(b"are you there?").unwrap();
     let error = stream.read(&mut [0; 16]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-    counted(&scene, "broken", 1..=1);
+    counted(scene.agent("n1"), "broken", 1..=1);
 }
 
 #[test]
@@ -141,7 +113,7 @@ fn connections_of_a_task_that_is_taken_down_are_reset_and_counted() {
     scene.apply().unwrap();
     let seen = talk.ask();
     assert!(seen.task.is_none(), "{seen}");
-    counted(&scene, "backend_gone", 1..=1);
+    counted(scene.agent("n1"), "backend_gone", 1..=1);
 }
 
 #[test]
@@ -157,7 +129,7 @@ fn a_flood_to_a_task_that_does_not_read_fills_sockets_and_not_the_agent() {
     });
     scene.mesh.service("deaf").publish("8081:80").task(&task);
     scene.start().unwrap();
-    let before = resident(scene.agent("n1"));
+    let before = scene.agent("n1").resident().unwrap();
     let mut floods: Vec<_> = (0..20).map(|_| connect(&scene, 8081)).collect();
     let data = vec![7; 1 << 20];
     for flood in &mut floods {
@@ -166,7 +138,7 @@ fn a_flood_to_a_task_that_does_not_read_fills_sockets_and_not_the_agent() {
         while flood.write(&data).is_ok() {}
     }
     open(&scene, How::Tcp).ask().by("web.1").unwrap();
-    let after = resident(scene.agent("n1"));
+    let after = scene.agent("n1").resident().unwrap();
     assert!(after < before + 8_000, "{before} KiB, then {after} KiB");
     drop(floods);
     listening.join().unwrap();
@@ -187,7 +159,7 @@ fn without_files_new_clients_wait_or_are_turned_away_and_the_others_go_on() {
     assert!(talks.iter_mut().all(|talk| talk.ask().task.is_some()));
     drop(more);
     limit_files(pid, files + 1000);
-    counted(&scene, "no_descriptors", 1..=u64::MAX);
+    counted(scene.agent("n1"), "no_descriptors", 1..=u64::MAX);
     eventually("new clients to be served", 5 * SECOND, || {
         let seen = open(&scene, How::Tcp).ask();
         ensure!(seen.task.is_some(), "{seen}");
@@ -215,9 +187,9 @@ fn the_session_that_was_silent_for_longest_makes_room_and_its_client_begins_anot
     for talk in &mut talks {
         talk.ask().by("web.1").unwrap();
     }
-    counted(&scene, "session_evicted", 1..=1);
+    counted(scene.agent("n1"), "session_evicted", 1..=1);
     talks[0].ask().by("web.1").unwrap();
-    counted(&scene, "session_evicted", 2..=2);
+    counted(scene.agent("n1"), "session_evicted", 2..=2);
 }
 
 /// What a node says before it hands a connection over: see `docs/proxy.md`.
@@ -252,15 +224,15 @@ fn what_a_node_hands_over_in_vain_is_answered_with_the_reason() {
         std::io::Result::Ok(answer)
     };
     assert_eq!(ask(&envelope(9999, false)).unwrap(), [4]);
-    counted(&scene, "not_published", 1..=1);
+    counted(scene.agent("n1"), "not_published", 1..=1);
     // n1 has no task, and this one has been handed on before.
     assert_eq!(ask(&envelope(PORT, true)).unwrap(), [5]);
-    counted(&scene, "hop_limit", 1..=1);
+    counted(scene.agent("n1"), "hop_limit", 1..=1);
     ask(b"GET / HTTP/1.1\r\n\r\n").unwrap_err();
-    counted(&scene, "malformed", 1..=1);
+    counted(scene.agent("n1"), "malformed", 1..=1);
     let socket = scene.lab.host("n2").run(|| UdpSocket::bind("10.77.0.12:0")).unwrap();
     socket.send_to(b"GET / HTTP/1.1\r\n\r\n", relay).unwrap();
-    counted(&scene, "malformed", 2..=2);
+    counted(scene.agent("n1"), "malformed", 2..=2);
 }
 
 #[test]

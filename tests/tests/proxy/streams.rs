@@ -1,0 +1,119 @@
+//! What is carried, and how it is counted.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+
+use anyhow::ensure;
+use weir_tests::{Cases, Families, How, Lab, Plane, Probe, Scene, eventually};
+
+use crate::{PORT, SECOND, connect, counted, metric, read_all, scene};
+
+#[test]
+fn a_client_reaches_a_task_that_has_only_the_other_address_family() {
+    let mut scene = Scene::on(Plane::Proxy, Lab::builder()).unwrap();
+    for (name, port, families) in [("four", 8081, Families::V4), ("six", 8082, Families::V6)] {
+        scene.service(name, port);
+        let mut task = scene.lab.task_of("n2", &format!("{name}.1"), families).unwrap();
+        task.serve_http(80).unwrap();
+        task.serve_echo(53).unwrap();
+        scene.mesh.service(name).task(&task);
+        scene.tasks.insert(name.to_owned(), task);
+    }
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    for (port, task) in [(8081, "four.1"), (8082, "six.1")] {
+        for target in scene.lab.hosts().iter().flat_map(|host| host.targets(port)) {
+            for probe in [How::Tcp, How::Udp, How::UdpConnected].map(|how| Probe::new(how, target))
+            {
+                let seen = client.ask(&probe);
+                let result = seen.by(task).and_then(|seen| seen.answered_from(target));
+                cases.note(probe, result);
+            }
+        }
+    }
+    cases.end(&scene).unwrap();
+}
+
+#[test]
+fn datagrams_of_any_size_arrive_whole_and_in_fragments() {
+    let mut scene = scene();
+    scene.start().unwrap();
+    let netns = scene.lab.client("c1").netns();
+    for target in scene.lab.hosts().iter().flat_map(|host| host.targets(PORT)) {
+        let mut talk = Probe::udp(target).open_in(netns).unwrap();
+        for size in [1, 1400, 1472, 1473, 9000, 60_000] {
+            let data: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let back = talk.echo(&data).unwrap_or_else(|error| panic!("{target}, {size}: {error}"));
+            assert!(back.ends_with(&data), "{target}: {size} bytes came back as {}", back.len());
+        }
+    }
+}
+
+#[test]
+fn what_one_side_has_said_to_the_end_the_other_hears_and_may_still_answer() {
+    let mut scene = scene();
+    scene.mesh.service("web").publish("8085:53");
+    scene.start().unwrap();
+    for target in scene.lab.hosts().iter().flat_map(|host| host.targets(8085)) {
+        let mut stream = connect(&scene, target);
+        let data = vec![7; 3_000_000];
+        let mut writer = stream.try_clone().unwrap();
+        let writing = thread::spawn(move || {
+            writer.write_all(&data).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        writing.join().unwrap();
+        assert!(bytes.len() == 3_000_000 && bytes.iter().all(|byte| *byte == 7), "{}", bytes.len());
+    }
+}
+
+#[test]
+fn tcp_is_counted_in_connections_and_bytes_and_udp_in_datagrams_too() {
+    let mut scene = scene();
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let target = scene.lab.host("n1").targets(PORT)[0];
+    for _ in 0..4 {
+        client.ask(&Probe::tcp(target));
+        client.ask(&Probe::udp(target));
+    }
+    let agent = scene.agent("n1");
+    eventually("the counters", 5 * SECOND, || {
+        let of = |name: &str, protocol: &str| {
+            let labels = format!("service=\"web\",protocol=\"{protocol}\"");
+            metric(agent, &format!("weir_service_{name}_total"), &labels)
+        };
+        ensure!(of("connections", "tcp") == 4 && of("connections", "udp") == 4, "connections");
+        ensure!(of("rx_packets", "tcp") == 0 && of("rx_packets", "udp") == 4, "packets");
+        let asked = b"GET / HTTP/1.1\r\nHost: weir\r\n\r\n".len() as u64;
+        ensure!(of("rx_bytes", "tcp") == 4 * asked, "{} bytes", of("rx_bytes", "tcp"));
+        ensure!(of("tx_bytes", "udp") > 0, "answers");
+        Ok(())
+    })
+    .unwrap();
+    let tasks = metric(agent, "weir_backend_accepted_total", "web.1")
+        + metric(scene.agent("n2"), "weir_backend_accepted_total", "web.2");
+    assert_eq!(tasks, 4, "each on its own node, once");
+    let text = agent.cli(&["services", "web", "--stats"]).unwrap();
+    assert!(text.contains("TCP *:8080"), "{text}");
+}
+
+#[test]
+fn the_relay_hears_nodes_only() {
+    let mut scene = scene();
+    scene.start().unwrap();
+    let relay = SocketAddr::new(scene.lab.host("n1").addresses()[0], 7952);
+    let connected = scene.lab.client("c1").run(|| TcpStream::connect_timeout(&relay, SECOND));
+    // The reset may come before anything can be said.
+    if let Ok(mut stream) = connected {
+        let _ = stream.write_all(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c");
+        assert!(read_all(stream).is_err(), "a reset");
+    }
+    let socket = scene.lab.client("c1").run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    socket.send_to(b"anything", relay).unwrap();
+    counted(scene.agent("n1"), "unknown_sender", 2..=2);
+}
