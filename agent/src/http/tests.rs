@@ -7,7 +7,7 @@ use tokio::{
     net::UnixStream,
     sync::watch,
 };
-use weir_mesh::{Ident, MeshSnapshot, NodeName, ServiceName, TaskName};
+use weir_mesh::{Ident, MeshSnapshot, NodeName, ServiceName, Task, TaskName, TaskState};
 
 use super::*;
 use crate::{
@@ -41,7 +41,9 @@ fn config(directory: &Path) -> Config {
         cgroup: Some("/sys/fs/cgroup".into()),
     };
     let socket = directory.join("weir.sock");
-    let flags = Overrides::default().with_flag("socket.path", socket.to_str().unwrap());
+    let flags = Overrides::default()
+        .with_flag("socket.path", socket.to_str().unwrap())
+        .with_flag("compat.ipvs_metrics", "true");
     Settings::read(Path::new(""), "", &flags).unwrap().resolve(&host).unwrap()
 }
 
@@ -224,6 +226,40 @@ async fn every_metric_is_exported_once_there_is_something_to_tell() {
         "backends_omitted",
     ] {
         assert!(text.contains(&format!("# TYPE weir_{family} ")), "no {family} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn for_ipvs_dashboards_tasks_at_one_address_are_one_and_only_active_ones_have_a_weight() {
+    let agent = Agent::start().await;
+    let mut mesh = mesh(1, &[("web", 8080)]);
+    let web = Arc::make_mut(mesh.services.values_mut().next().unwrap());
+    // As on docker_gwbridge, where each node begins with the same address.
+    let at_same = |name: &str, node: &str, state| Task {
+        ipv4: web.tasks[1].ipv4,
+        state,
+        weight: 2,
+        ..Task::new(TaskName::new(name), NodeName::new(node))
+    };
+    let more =
+        [at_same("web.5", "n2", TaskState::Active), at_same("web.6", "n2", TaskState::Draining)];
+    web.tasks.extend(more);
+    agent.take(mesh).await;
+    let (_, text) = agent.get("/metrics").await;
+    let lines = |name: &str| -> Vec<String> {
+        let name = format!("node_ipvs_backend_{name}{{");
+        let lines = text.lines().filter(|line| line.starts_with(&name));
+        let line = |line: &str| {
+            let (_, from) = line.split_once("remote_address=\"").unwrap();
+            let (address, rest) = from.split_once('"').unwrap();
+            format!("{address} {}", rest.split_once("} ").unwrap().1)
+        };
+        lines.map(line).collect()
+    };
+    assert_eq!(lines("weight"), ["172.18.0.3 1", "172.18.0.4 3"], "{text}");
+    // Nobody has counted flows yet.
+    for name in ["connections_active", "connections_inactive"] {
+        assert_eq!(lines(name), ["172.18.0.3 0", "172.18.0.4 0"], "{text}");
     }
 }
 
