@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
-use weir_mesh::{NodeName, ServiceName, TaskName};
+use weir_mesh::{MeshSnapshot, NodeName, ServiceName, TaskName};
 
 use crate::{probes::Finding, state};
 
@@ -43,6 +43,15 @@ pub struct DrainedTask {
 
 /// What is said of a task that is drained by hand.
 pub const REASON: &str = "drained by hand";
+
+impl DrainedTask {
+    /// Whether there is such a task.
+    pub fn is_in(&self, snapshot: &MeshSnapshot) -> bool {
+        let service = snapshot.services.get(&self.service);
+        let mut tasks = service.into_iter().flat_map(|service| &service.tasks);
+        tasks.any(|task| task.name == self.task && task.node == self.node)
+    }
+}
 
 impl Drained {
     /// Whether nothing is.

@@ -12,6 +12,7 @@ use weir_mesh::{Ident, MeshSnapshot, NodeName, ServiceName, Task, TaskName, Task
 use super::*;
 use crate::{
     config::{Config, Overrides, Settings},
+    drain::Drains,
     host::Host,
     listeners::ListenerTable,
     observe::{Judged, Planes},
@@ -78,6 +79,10 @@ impl Agent {
             opened,
             Default::default(),
         );
+        let (findings, mut judge) = mpsc::channel(1);
+        let drains = Drains::begin(&directory.path().join("state.json"), findings).await;
+        tokio::spawn(async move { while judge.recv().await.is_some() {} });
+        let observer = observer.with_drains(Some(drains));
         let socket = bind_socket(&config.socket).unwrap();
         let routes = Routes::new(observer, metrics, mpsc::channel(1).0);
         tokio::spawn(Arc::new(routes).serve_socket(socket));
@@ -261,6 +266,36 @@ async fn for_ipvs_dashboards_tasks_at_one_address_are_one_and_only_active_ones_h
     for name in ["connections_active", "connections_inactive"] {
         assert_eq!(lines(name), ["172.18.0.3 0", "172.18.0.4 0"], "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_drained_task_that_left_the_mesh_degrades_nothing_and_is_forgotten_at_the_next_drain() {
+    let agent = Agent::start().await;
+    let drain = |status: &serde_json::Value| {
+        let mut subsystems = status["subsystems"].as_array().unwrap().iter();
+        subsystems.find(|it| it["name"] == "drain").map(|it| it["reason"].to_string())
+    };
+    agent.take(mesh(1, &[("api", 8081), ("web", 8080)])).await;
+    for task in ["api.3", "web.3", "web.4"] {
+        let (status, body) = agent.ask("POST", &format!("/api/v1/drain?task={task}")).await;
+        assert_eq!(status, 200, "{body}");
+    }
+    let told = drain(&agent.json("/api/v1/status").await).unwrap();
+    assert_eq!(told, "\"task api.3 of api is drained by hand (and 2 more)\"");
+
+    agent.take(mesh(2, &[("api", 8081)])).await;
+    let told = drain(&agent.json("/api/v1/status").await).unwrap();
+    assert_eq!(told, "\"task api.3 of api is drained by hand\"");
+    agent.take(mesh(3, &[("web", 8080)])).await;
+    assert_eq!(agent.ask("POST", "/api/v1/undrain?task=web.3").await.0, 200);
+    assert_eq!(agent.ask("POST", "/api/v1/undrain?task=web.4").await.0, 200);
+    assert_eq!(drain(&agent.json("/api/v1/status").await), None, "api.3 is gone");
+    let listed = agent.json("/api/v1/drained").await;
+    assert_eq!(listed["tasks"][0]["task"], "api.3", "until it is known that it is of no use");
+    assert_eq!(agent.ask("POST", "/api/v1/drain?task=web.4").await.0, 200);
+    let listed = agent.json("/api/v1/drained").await;
+    let tasks: Vec<_> = listed["tasks"].as_array().unwrap().iter().map(|it| &it["task"]).collect();
+    assert_eq!(tasks, ["web.4"]);
 }
 
 #[tokio::test]
