@@ -9,7 +9,7 @@ mod tasks;
 mod trace;
 
 pub use drops::{Drop, Drops, drops};
-pub use events::{Event, EventKind, Look, events};
+pub use events::{Event, EventKind, Look, Looks};
 pub use flows::{FlowBook, FlowFilter, FlowView, Flows, Killed, MOST as MOST_FLOWS, Whose, stage};
 pub use rates::{PortRate, Rate, Rates, ServiceRates, TaskRate, rates};
 pub use tasks::{Standing, TaskRow, Tasks, tasks};
