@@ -93,7 +93,7 @@ fn act(agent: &AgentArgs, path: &str) -> Result<Condition, Failed> {
 }
 
 fn show(agent: &AgentArgs, drained: &Drained) -> Result<Condition, Failed> {
-    Shown::new(&agent.output, drained, Condition::Ok, || text(drained))?.print()
+    Shown::new(&agent.output, false, drained, Condition::Ok, || text(drained))?.print()
 }
 
 fn text(drained: &Drained) -> String {

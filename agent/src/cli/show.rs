@@ -26,7 +26,7 @@ pub(super) fn status(
     if wait.is_none() {
         return watch.show(|| {
             let status = client::get(&agent.socket, "/api/v1/status")?;
-            shown_status(agent, &status)
+            shown_status(agent, watch.is_on(), &status)
         });
     }
     let deadline = wait.map(|wait| Instant::now() + wait);
@@ -39,11 +39,11 @@ pub(super) fn status(
             _ => thread::sleep(Duration::from_millis(100)),
         }
     };
-    shown_status(agent, &status)?.print()
+    shown_status(agent, false, &status)?.print()
 }
 
-fn shown_status(agent: &AgentArgs, status: &Status) -> Result<Shown, Failed> {
-    Shown::new(&agent.output, status, status.condition, || status_text(status))
+fn shown_status(agent: &AgentArgs, compact: bool, status: &Status) -> Result<Shown, Failed> {
+    Shown::new(&agent.output, compact, status, status.condition, || status_text(status))
 }
 
 fn status_text(status: &Status) -> String {
@@ -78,7 +78,7 @@ fn uptime(seconds: u64) -> String {
 pub(super) fn nodes(agent: &AgentArgs, watch: &WatchArgs) -> Result<Condition, Failed> {
     watch.show(|| {
         let answer: Nodes = client::get(&agent.socket, "/api/v1/nodes")?;
-        Shown::new(&agent.output, &answer, Condition::Ok, || nodes_text(&answer))
+        Shown::new(&agent.output, watch.is_on(), &answer, Condition::Ok, || nodes_text(&answer))
     })
 }
 
