@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixListener,
     process::{Command, Output, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 fn weir(arguments: &[&str]) -> Output {
@@ -76,6 +77,49 @@ fn what_is_watched_as_json_is_one_line_for_each_answer() {
             assert!(answer.get("generation").is_some(), "{what}: {line}");
         }
     }
+}
+
+#[test]
+fn an_upgrade_that_was_given_up_is_noticed_by_how_long_the_agent_runs() {
+    for up in [100, 0] {
+        let mut begun = Instant::now();
+        let mut upgrades = 0;
+        let (_kept, socket) = stand_in(move |request| {
+            if request.starts_with("POST /api/v1/upgrade ") {
+                upgrades += 1;
+                begun = Instant::now();
+                // This very process: it is there, and will not go on as an agent.
+                return serde_json::json!({"pid": std::process::id()});
+            }
+            let before = if upgrades == 0 { up } else { 0 };
+            status(7, before + begun.elapsed().saturating_sub(Duration::from_millis(500)).as_secs())
+        });
+        let begun = Instant::now();
+        let output = weir(&["upgrade", "--socket", &socket]);
+        assert_eq!(code(&output), 2);
+        let said = stderr(&output);
+        assert!(said.contains("did not run, and the one before goes on"), "{said}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn file(text: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("some.toml");
+    fs::write(&path, text).unwrap();
+    (directory, path.to_str().unwrap().to_owned())
 }
 
 #[test]
