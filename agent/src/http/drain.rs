@@ -6,7 +6,7 @@ use weir_mesh::MeshSnapshot;
 
 use super::{Refused, Routes, bad, json, unavailable, value_in};
 use crate::{
-    document::nearest,
+    document::missing,
     drain::{DrainedTask, Drains, Error},
 };
 
@@ -92,14 +92,7 @@ fn in_mesh(
             "there is a task \"{name}\" of {} and one of {}: name the service",
             one.service, other.service
         ))),
-        (None, _) => {
-            let near = nearest(name, all.iter().map(|task| task.task.as_str()));
-            let hint = match near {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => "weir tasks lists them all".to_owned(),
-            };
-            Err(bad(format!("no task \"{name}\"; {hint}")))
-        }
+        (None, _) => Err(bad(missing("task", name, all.iter().map(|task| task.task.as_str())))),
     }
 }
 

@@ -38,7 +38,7 @@ impl IpvsNames {
     fn totals(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         for (name, help, value) in TOTALS {
             let sum = self.0.stats.frontends.values().map(value).sum();
-            out.counter(&format!("node_ipvs_{name}"), help, [(vec![], sum)])?;
+            out.count(&format!("node_ipvs_{name}"), help, sum)?;
         }
         Ok(())
     }

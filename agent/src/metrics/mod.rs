@@ -1,7 +1,7 @@
 //! `/metrics`: what the agent and the kernel count, in the OpenMetrics text format.
 
 mod ipvs;
-mod out;
+pub(crate) mod out;
 mod scrape;
 
 use std::fmt;
