@@ -87,11 +87,15 @@ fn nodes_text(answer: &Nodes) -> String {
         return NO_SNAPSHOT.to_owned();
     }
     let mut table = Table::default();
-    table.row(["Node", "Address", "Tasks", ""]);
+    table.row(["Node", "Address", "Tasks", "State"]);
     for node in &answer.nodes {
         let (address, tasks) = (node.address.to_string(), node.tasks.to_string());
-        let here = if node.here { "this node" } else { "" };
-        table.row([node.name.as_str(), &address, &tasks, here]);
+        let state = match (node.here, node.silent) {
+            (true, _) => "this node",
+            (false, true) => "silent",
+            (false, false) => "",
+        };
+        table.row([node.name.as_str(), &address, &tasks, state]);
     }
     table.text()
 }
