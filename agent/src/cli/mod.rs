@@ -10,6 +10,7 @@ mod flows;
 mod ipvsadm;
 mod lifecycle;
 mod monitor;
+mod pages;
 mod services;
 mod show;
 mod table;
@@ -21,6 +22,7 @@ mod watch;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use watch::WatchArgs;
 
@@ -151,7 +153,26 @@ enum Command {
     /// Look at the state of the kernel
     #[command(subcommand)]
     State(StateCommand),
-    /// Print the version
+    /// Print what completes commands in a shell
+    #[command(
+        after_help = "Examples:\n  weir completion bash > /usr/share/bash-completion/completions/weir\n  \
+                      weir completion zsh > \"${fpath[1]}/_weir\"\n  weir completion fish > \
+                      ~/.config/fish/completions/weir.fish"
+    )]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the man pages of all commands
+    #[command(
+        after_help = "Example:\n  weir man --dir /usr/local/share/man/man1 && man weir-trace"
+    )]
+    Man {
+        /// Where to; it is made if it is not there
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Print the version, the commit and the kernel object of this program
     #[command(after_help = "Example:\n  weir version -o json")]
     Version(OutputArgs),
 }
@@ -257,6 +278,8 @@ impl Cli {
             Command::Uninstall { config, output } => lifecycle::uninstall(&config, &output),
             Command::Dns(command) => dns::run(command),
             Command::State(StateCommand::Dump(agent)) => show::dump(&agent),
+            Command::Completion { shell } => pages::completion(shell),
+            Command::Man { dir } => pages::manual(&dir),
             Command::Version(output) => show::version(&output),
         };
         match outcome {

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     api::{Nodes, StateDump, Status},
     health::Condition,
+    version::{self, COMMIT, VERSION},
 };
 
 pub(super) fn status(
@@ -106,19 +107,23 @@ pub(super) fn dump(agent: &AgentArgs) -> Result<Condition, Failed> {
     Ok(Condition::Ok)
 }
 
+/// `weir version -o json`
 #[derive(Serialize)]
 struct Version {
+    /// The version of the release.
     version: &'static str,
+    /// The commit that was built.
+    commit: &'static str,
+    /// SHA-256 of the kernel object.
     kernel_object: &'static str,
 }
 
 pub(super) fn version(output: &OutputArgs) -> Result<Condition, Failed> {
-    let version =
-        Version { version: env!("CARGO_PKG_VERSION"), kernel_object: weir_loader::object_digest() };
+    let (version, commit, kernel_object) = (VERSION, COMMIT, version::kernel_object());
     if output.output == Format::Json {
-        print_json(&version)?;
+        print_json(&Version { version, commit, kernel_object })?;
     } else {
-        print(&format!("weir {}, kernel object {}\n", version.version, version.kernel_object));
+        print(&format!("weir {version}, commit {commit}, kernel object {kernel_object}\n"));
     }
     Ok(Condition::Ok)
 }
