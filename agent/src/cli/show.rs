@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -108,8 +109,8 @@ pub(super) fn dump(agent: &AgentArgs) -> Result<Condition, Failed> {
 }
 
 /// `weir version -o json`
-#[derive(Serialize)]
-struct Version {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Version {
     /// The version of the release.
     version: &'static str,
     /// The commit that was built.
@@ -118,11 +119,16 @@ struct Version {
     kernel_object: &'static str,
 }
 
+pub(super) fn this_version() -> Version {
+    Version { version: VERSION, commit: COMMIT, kernel_object: version::kernel_object() }
+}
+
 pub(super) fn version(output: &OutputArgs) -> Result<Condition, Failed> {
-    let (version, commit, kernel_object) = (VERSION, COMMIT, version::kernel_object());
+    let this = this_version();
     if output.output == Format::Json {
-        print_json(&Version { version, commit, kernel_object })?;
+        print_json(&this)?;
     } else {
+        let Version { version, commit, kernel_object } = this;
         print(&format!("weir {version}, commit {commit}, kernel object {kernel_object}\n"));
     }
     Ok(Condition::Ok)
