@@ -5,7 +5,7 @@ CHECK ?=
 DEMO_FLAGS = $(if $(CHECK),--check)
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: demo test soak bench ebpf image fmt lint packages
+.PHONY: demo test soak bench ebpf image release fmt lint packages
 
 ## demo: a mesh of three hosts on this machine, left running until Ctrl-C; CHECK=1: asks it itself
 demo: packages
@@ -30,9 +30,14 @@ bench: packages
 ebpf: packages
 	ebpf/build.sh
 
+## release: a static program and a .deb, in target/dist
+release:
+	.ci/packages --release
+	deploy/release.sh $(TARGET)/dist
+
 ## image: target/image/weir.tar, for docker load; loaded where a Docker daemon answers
 image: packages
-	cargo build --quiet --release -p weir
+	WEIR_COMMIT=$$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown) cargo build --quiet --release -p weir
 	deploy/image.sh $(TARGET)/image/weir.tar weir:latest "$$(cat deploy/image.json)" $(TARGET)/release/weir
 	@ls -l $(TARGET)/image/weir.tar
 	@if docker version >/dev/null 2>&1; then docker load -i $(TARGET)/image/weir.tar; fi

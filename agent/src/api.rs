@@ -17,6 +17,7 @@ pub use trace::{Enters, Trace, TracePath, TraceTask, TraceVerdict, trace};
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_loader::{Answers, Counters};
 use weir_mesh::{
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// `/api/v1/status`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Version of the agent.
     pub version: String,
@@ -72,7 +73,7 @@ pub struct Status {
 }
 
 /// The last pass of the reconciler that changed something.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LastPass {
     /// Changes.
     pub operations: usize,
@@ -81,7 +82,7 @@ pub struct LastPass {
 }
 
 /// `/api/v1/services`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Services {
     /// The snapshot that is described; `None` while there is none.
     pub generation: Option<u64>,
@@ -93,7 +94,7 @@ pub struct Services {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     /// Its name.
     pub name: ServiceName,
@@ -117,7 +118,7 @@ pub struct ServiceView {
 }
 
 /// Whether this node serves a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PortState {
     /// It does.
@@ -131,7 +132,7 @@ pub enum PortState {
 }
 
 /// A published port.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PortView {
     /// The protocol.
     pub protocol: Protocol,
@@ -151,7 +152,7 @@ pub struct PortView {
 }
 
 /// A task.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskView {
     /// Its name.
     pub name: TaskName,
@@ -178,7 +179,7 @@ pub struct TaskView {
 }
 
 /// Packets and bytes, and connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(
     missing_docs,
     reason = "each field is that of weir_loader::Counters, or of the Answers in it"
@@ -196,7 +197,7 @@ pub struct CountersView {
 }
 
 /// A virtual address of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VipView {
     /// The network it is on.
     pub network: NetworkId,
@@ -208,7 +209,7 @@ pub struct VipView {
 }
 
 /// `/api/v1/nodes`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Nodes {
     /// The snapshot that is described; `None` while there is none.
     pub generation: Option<u64>,
@@ -217,7 +218,7 @@ pub struct Nodes {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeView {
     /// Its name.
     pub name: NodeName,
@@ -234,14 +235,14 @@ pub struct NodeView {
 }
 
 /// `/api/v1/state`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StateDump {
     /// The kernel's maps, one line an entry.
     pub dump: String,
 }
 
 /// The answer to `POST /api/v1/upgrade`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Upgrade {
     /// Process number of the agent that is to go on.
     pub pid: u32,

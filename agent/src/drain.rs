@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
@@ -18,7 +19,7 @@ use weir_mesh::{MeshSnapshot, NodeName, ServiceName, TaskName};
 use crate::{probes::Finding, state};
 
 /// What is drained by hand.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Drained {
     /// All tasks of this node.
@@ -30,7 +31,7 @@ pub struct Drained {
 }
 
 /// A task by its names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainedTask {
     /// Its service.

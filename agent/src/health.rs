@@ -1,6 +1,7 @@
 //! Whether the agent does its job, subsystem by subsystem: readiness, `weir status` and its exit
 //! code.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -11,7 +12,9 @@ use crate::{
 };
 
 /// How a subsystem is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
     /// As it should be.
@@ -34,7 +37,7 @@ impl Condition {
 }
 
 /// One subsystem.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Subsystem {
     /// Which.
     pub name: String,

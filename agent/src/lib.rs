@@ -32,3 +32,4 @@ pub mod source;
 pub mod state;
 pub mod swarm;
 pub mod upgrade;
+pub mod version;

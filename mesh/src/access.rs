@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// A range of addresses, such as `10.0.0.0/8`: those that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct Subnet {
     address: IpAddr,
@@ -32,6 +33,7 @@ pub enum SubnetError {
 /// Who may be a client. The longest range that a client is in decides; where it is in none, it may if
 /// there is no `allow`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Access {
     /// These may, and without other ranges nobody else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

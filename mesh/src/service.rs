@@ -29,6 +29,7 @@ macro_rules! name_type {
         ///
         /// Copies share their text, so that snapshots are copied and compared cheaply.
         #[derive(Clone, Debug, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(from = "String", into = "String")]
         pub struct $name(Arc<str>);
 
@@ -114,6 +115,7 @@ name_type!(
 
 /// A transport protocol that a port is published for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Transmission Control Protocol, IP protocol number 6.
@@ -124,11 +126,13 @@ pub enum Protocol {
 
 /// The port that clients connect to on a node: 1 to 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct PublishedPort(pub NonZeroU16);
 
 /// The port that a task listens on: 1 to 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct TargetPort(pub NonZeroU16);
 
@@ -136,6 +140,7 @@ pub struct TargetPort(pub NonZeroU16);
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum PublishMode {
     /// Every node answers, whichever node runs the task.
@@ -149,6 +154,7 @@ pub enum PublishMode {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Balance {
     /// Each task in turn (interleaved by weight).
@@ -170,6 +176,7 @@ pub enum Balance {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Locality {
     /// Those of all nodes.
@@ -185,6 +192,7 @@ pub enum Locality {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
     /// Takes new flows.
@@ -239,6 +247,7 @@ pub struct Task {
 
 /// How long the data plane remembers a flow that is silent, by what it last saw of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Timeouts {
     /// TCP: SYN seen, no answer from the client yet.
     pub tcp_syn: Duration,

@@ -128,6 +128,20 @@ impl Agent {
         &self.host
     }
 
+    /// Writes a changed configuration of a host into a file of this name, for commands without an agent.
+    pub fn configuration(
+        host: &Host,
+        file: &str,
+        change: impl FnOnce(&mut AgentConfig),
+    ) -> Result<PathBuf> {
+        let mut config = AgentConfig::of(host);
+        change(&mut config);
+        let path = host.run_dir().join(file);
+        fs::write(&path, toml::to_string(&config.table)?)
+            .with_context(|| format!("write {file}"))?;
+        Ok(path)
+    }
+
     /// Runs `weir agent` on a host with a changed configuration, by way of `wrapper` (a program
     /// and arguments that end in running another), when it is expected to end by itself; after 20
     /// seconds it is ended.
@@ -136,10 +150,7 @@ impl Agent {
         wrapper: &[&str],
         change: impl FnOnce(&mut AgentConfig),
     ) -> Result<Output> {
-        let mut config = AgentConfig::of(host);
-        change(&mut config);
-        let path = host.run_dir().join("attempt.toml");
-        fs::write(&path, toml::to_string(&config.table)?).context("write attempt.toml")?;
+        let path = Self::configuration(host, "attempt.toml", change)?;
         let mut command = Command::new("timeout");
         command.arg("20").args(wrapper).arg(agent_program()?);
         command.args(["agent", "--config"]).arg(path);

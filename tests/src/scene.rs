@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
 use crate::agent::{Agent, AgentConfig};
@@ -189,11 +189,14 @@ impl Cases {
 
     /// Fails when a case failed, and says what the hosts have dropped.
     pub fn end(self, scene: &Scene) -> Result<()> {
+        self.all_well().map_err(|error| anyhow!("{error}\n{}", scene.drops()))
+    }
+
+    /// Fails when a case failed.
+    pub fn all_well(self) -> Result<()> {
         let Self { done, failed } = self;
-        if failed.is_empty() && done > 0 {
-            return Ok(());
-        }
         let count = failed.len();
-        bail!("{count} of {done} failed:\n{}\n{}", failed.join("\n"), scene.drops())
+        ensure!(count == 0 && done > 0, "{count} of {done} failed:\n{}", failed.join("\n"));
+        Ok(())
     }
 }

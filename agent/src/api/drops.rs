@@ -1,11 +1,12 @@
 //! `/api/v1/drops`: why packets were not forwarded, as the data plane counts it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::observe::Observation;
 
 /// `/api/v1/drops`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Drops {
     /// When the counters were read: milliseconds since the agent began.
     pub counters_at_ms: u64,
@@ -14,7 +15,7 @@ pub struct Drops {
 }
 
 /// A reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Drop {
     /// Its label, as in `weir_drops_total`.
     pub reason: String,

@@ -9,6 +9,7 @@ use std::{
     ops::ControlFlow,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_loader::{Flow, FlowName, Stage};
 use weir_mesh::{
@@ -23,7 +24,7 @@ use crate::{document::missing, reconciler::FlowSource};
 pub const MOST: usize = 10_000;
 
 /// `/api/v1/flows`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Flows {
     /// Those that are wanted, in no order.
     pub flows: Vec<FlowView>,
@@ -34,7 +35,7 @@ pub struct Flows {
 }
 
 /// A flow.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowView {
     /// Its protocol.
     pub protocol: Protocol,
@@ -64,7 +65,7 @@ pub struct FlowView {
 }
 
 /// The answer to `POST /api/v1/flows/kill`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Killed {
     /// Flows that were ended.
     pub killed: u64,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_mesh::{NodeName, Protocol, PublishedPort, ServiceName, TaskName};
 
 use super::{CountersView, Services};
 
 /// Rates between two answers of `/api/v1/services`: `weir services --rate -o json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rates {
     /// The snapshot that is described; `None` while there is none.
     pub generation: Option<u64>,
@@ -19,7 +20,7 @@ pub struct Rates {
 }
 
 /// Rates of a service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceRates {
     /// Its name.
     pub name: ServiceName,
@@ -30,7 +31,7 @@ pub struct ServiceRates {
 }
 
 /// Rates of a published port.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PortRate {
     /// The protocol.
     pub protocol: Protocol,
@@ -41,7 +42,7 @@ pub struct PortRate {
 }
 
 /// Rates of a task.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskRate {
     /// Its name.
     pub name: TaskName,
@@ -52,7 +53,7 @@ pub struct TaskRate {
 }
 
 /// Counted a second, on this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rate {
     /// New flows.
     pub connections: f64,

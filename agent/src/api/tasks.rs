@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_mesh::{NodeName, ServiceName, TaskName, TaskState};
 
@@ -9,7 +10,7 @@ use super::{PortState, ServiceView, TaskView, services};
 use crate::{health::Condition, observe::Observation};
 
 /// `/api/v1/tasks`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tasks {
     /// The snapshot that is described; `None` while there is none.
     pub generation: Option<u64>,
@@ -18,7 +19,7 @@ pub struct Tasks {
 }
 
 /// A task, as it stands with this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskRow {
     /// Its service.
     pub service: ServiceName,
@@ -38,7 +39,7 @@ pub struct TaskRow {
 }
 
 /// How a task stands with this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
     /// New flows and established ones.

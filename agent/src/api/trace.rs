@@ -4,6 +4,7 @@ mod words;
 
 use std::net::{IpAddr, SocketAddr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_mesh::{
     Balance, MeshSnapshot, NodeName, Protocol, Service, ServiceName, TaskName,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// `/api/v1/trace`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trace {
     /// The node that answers.
     pub node: NodeName,
@@ -55,7 +56,7 @@ pub struct Trace {
 }
 
 /// Where a flow enters a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enters {
     /// On an uplink.
@@ -69,7 +70,7 @@ pub enum Enters {
 }
 
 /// What becomes of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TraceVerdict {
     /// A task gets it.
@@ -85,7 +86,7 @@ pub enum TraceVerdict {
 }
 
 /// A task that may get the flow.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceTask {
     /// Its name; an identity where the snapshot does not know it any more.
     pub task: TaskName,
@@ -107,7 +108,7 @@ pub struct TraceTask {
 }
 
 /// The way to a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TracePath {
     /// It is on this node.

@@ -1,5 +1,7 @@
 //! `weir check`: what this host can do. Changes nothing and needs no agent.
 
+mod surroundings;
+
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
@@ -7,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+use schemars::JsonSchema;
 use serde::Serialize;
 use weir_loader::{Dataplane, Outcome};
 
@@ -21,8 +25,8 @@ use crate::{
 };
 
 /// One line.
-#[derive(Debug, Serialize)]
-struct Line {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Line {
     name: String,
     condition: Condition,
     found: String,
@@ -30,9 +34,7 @@ struct Line {
 }
 
 pub(super) fn host(config: &ConfigArgs, output: &OutputArgs) -> Result<Condition, Failed> {
-    let config = config.load()?;
-    let mut lines = data_plane(&config);
-    lines.extend([listen(&config), state_directory(&config), source(&config)]);
+    let lines = lines(&config.load()?);
     let worst = lines.iter().map(|line| line.condition).max().unwrap_or(Condition::Ok);
     if output.output == Format::Json {
         print_json(&lines)?;
@@ -47,6 +49,15 @@ pub(super) fn host(config: &ConfigArgs, output: &OutputArgs) -> Result<Condition
         print(&table.text());
     }
     Ok(worst)
+}
+
+/// Everything that there is to say of this host.
+pub(super) fn lines(config: &Config) -> Vec<Line> {
+    let mut lines = data_plane(config);
+    lines.extend([listen(config), state_directory(config), source(config)]);
+    lines.extend(surroundings::certificates(config));
+    lines.extend(surroundings::name_servers(config));
+    lines
 }
 
 /// What the kernel plane needs; where the proxy may take its place, nothing of it is a must.
@@ -123,8 +134,8 @@ fn state_directory(config: &Config) -> Line {
         Ok(()) => line(name, Condition::Ok, format!("{} is writable", directory.display()), ""),
         Err(error) => {
             let found = format!("{}: {error}", directory.display());
-            let remedy = "without it a start with a broken source has nothing to go on with; set \
-                          state.path";
+            let remedy = "without it a start with a broken source has nothing to go on with; make \
+                          room there, or set state.path";
             line(name, Condition::Degraded, found, remedy)
         }
     }
@@ -132,13 +143,24 @@ fn state_directory(config: &Config) -> Line {
 
 /// Whether files can be made in a directory, or in the one above it if it is not there yet.
 fn writable(directory: &Path) -> io::Result<()> {
-    let there = directory.ancestors().find(|candidate| candidate.exists());
-    let metadata = fs::metadata(there.unwrap_or(directory))?;
-    if metadata.permissions().readonly() {
+    let there = directory.ancestors().find(|candidate| candidate.exists()).unwrap_or(directory);
+    if fs::metadata(there)?.permissions().readonly() {
         return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let system = statvfs(there)?;
+    if system.flags().contains(FsFlags::ST_RDONLY) {
+        return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+    }
+    // A snapshot of thousands of services has some hundred kilobytes.
+    let free = system.blocks_available() as u64 * system.fragment_size() as u64;
+    if free < LEAST_FREE {
+        return Err(io::ErrorKind::StorageFull.into());
     }
     Ok(())
 }
+
+/// Bytes.
+const LEAST_FREE: u64 = 1 << 20;
 
 fn source(config: &Config) -> Line {
     match &config.source {

@@ -22,6 +22,11 @@ pub(super) fn get<T: DeserializeOwned>(agent: &SocketArgs, path: &str) -> Result
     ask(agent, "GET", path, TIMEOUT)
 }
 
+/// Asks the agent for a path, and gives the answer as it is.
+pub(super) fn text(agent: &SocketArgs, path: &str) -> Result<String, Failed> {
+    String::from_utf8(body(agent, "GET", path, TIMEOUT)?).map_err(|error| error.to_string())
+}
+
 /// Has the agent do something at once.
 pub(super) fn post<T: DeserializeOwned>(agent: &SocketArgs, path: &str) -> Result<T, Failed> {
     ask(agent, "POST", path, TIMEOUT)
@@ -42,6 +47,14 @@ fn ask<T: DeserializeOwned>(
     path: &str,
     most: Duration,
 ) -> Result<T, Failed> {
+    let body = body(agent, method, path, most)?;
+    serde_json::from_slice(&body).map_err(|error| {
+        let socket = socket_path(agent);
+        format!("the agent at {} answers in another version's terms: {error}", socket.display())
+    })
+}
+
+fn body(agent: &SocketArgs, method: &str, path: &str, most: Duration) -> Result<Vec<u8>, Failed> {
     let socket = socket_path(agent);
     let answer =
         exchange(&socket, method, path, most).map_err(|error| unreachable(&socket, &error))?;
@@ -51,9 +64,7 @@ fn ask<T: DeserializeOwned>(
         let failure = serde_json::from_slice::<api::Failure>(body).map(|failure| failure.error);
         return Err(failure.unwrap_or_else(|_| foreign(&socket)));
     }
-    serde_json::from_slice(body).map_err(|error| {
-        format!("the agent at {} answers in another version's terms: {error}", socket.display())
-    })
+    Ok(body.to_owned())
 }
 
 fn exchange(socket: &Path, method: &str, path: &str, most: Duration) -> io::Result<Vec<u8>> {

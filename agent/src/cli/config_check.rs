@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use weir_mesh::Timeouts;
 
@@ -16,8 +17,8 @@ use crate::{
     source::file,
 };
 
-#[derive(Serialize)]
-struct Verdict<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Verdict<'a> {
     file: String,
     kind: &'static str,
     ok: bool,
@@ -26,7 +27,7 @@ struct Verdict<'a> {
 }
 
 /// A fault with its place spelled out.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Flat<'a> {
     line: Option<usize>,
     key: &'a str,

@@ -36,8 +36,10 @@ pub(super) enum DnsCommand {
     #[command(after_help = "Example:\n  weir dns records | grep ^tasks.web")]
     Records(AgentArgs),
     /// List what is remembered of other servers' answers
+    #[command(after_help = "Example:\n  weir dns cache | grep example.com")]
     Cache(AgentArgs),
     /// List the servers that are asked for other names, and how they answer
+    #[command(after_help = "Example:\n  weir dns upstreams -o json")]
     Upstreams(AgentArgs),
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fs, io, process::ExitCode, time::Duration};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use weir_loader::Dataplane;
 
@@ -70,8 +71,8 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// The same for one in whose place another process goes on.
 const LEAVING: Duration = Duration::from_secs(1);
 
-#[derive(Serialize)]
-struct Removal {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Removal {
     removed: Vec<String>,
     errors: Vec<String>,
 }

@@ -1,5 +1,6 @@
 //! The command line. Exit codes: 0 all is well, 1 degraded, 2 failed.
 
+mod bugreport;
 mod ca;
 mod check;
 mod client;
@@ -10,8 +11,11 @@ mod flows;
 mod ipvsadm;
 mod lifecycle;
 mod monitor;
+mod pages;
+mod schema;
 mod services;
 mod show;
+mod state_diff;
 mod table;
 mod tasks;
 mod trace;
@@ -21,6 +25,7 @@ mod watch;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use watch::WatchArgs;
 
@@ -148,10 +153,44 @@ enum Command {
     /// Look at the DNS server of this node
     #[command(subcommand)]
     Dns(dns::DnsCommand),
-    /// Look at the state of the kernel
+    /// Look at the state of the kernel, and compare this agent's view with others
     #[command(subcommand)]
     State(StateCommand),
-    /// Print the version
+    /// Put everything that tells how this node is into one file, without secrets
+    ///
+    /// Of the agent, as far as it answers: its status, services, tasks, nodes, drops, names, what the
+    /// kernel's maps hold, metrics; the configuration, what weir check says, the kernel, the host, and the
+    /// end of the log. Private keys, tokens and passwords are masked. Ends with 1 when something is missing.
+    #[command(
+        after_help = "Examples:\n  weir bugreport\n  weir bugreport --out /tmp/report.tar --log \
+                      /var/log/weir.log && tar -tf /tmp/report.tar"
+    )]
+    Bugreport(bugreport::BugreportArgs),
+    /// Print the JSON schema of what a command prints with -o json
+    #[command(
+        after_help = "Examples:\n  weir schema\n  weir schema status\n  weir schema flows kill"
+    )]
+    Schema(schema::SchemaArgs),
+    /// Print what completes commands in a shell
+    #[command(
+        after_help = "Examples:\n  weir completion bash > /usr/share/bash-completion/completions/weir\n  \
+                      weir completion zsh > \"${fpath[1]}/_weir\"\n  weir completion fish > \
+                      ~/.config/fish/completions/weir.fish"
+    )]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the man pages of all commands
+    #[command(
+        after_help = "Example:\n  weir man --dir /usr/local/share/man/man1 && man weir-trace"
+    )]
+    Man {
+        /// Where to; it is made if it is not there
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Print the version, the commit and the kernel object of this program
     #[command(after_help = "Example:\n  weir version -o json")]
     Version(OutputArgs),
 }
@@ -178,6 +217,12 @@ enum StateCommand {
     /// Print what the kernel's maps hold, one line an entry
     #[command(after_help = "Example:\n  weir state dump | grep ^PORT")]
     Dump(AgentArgs),
+    /// Show where somebody else's view of services and tasks is not this agent's
+    ///
+    /// Only what is still so two seconds later: a change is seen by one before the other. Ends with 1 when
+    /// there is a difference.
+    #[command(after_help = "Example:\n  weir state diff --against docker")]
+    Diff(state_diff::StateDiffArgs),
 }
 
 /// What a configuration file is for.
@@ -257,6 +302,11 @@ impl Cli {
             Command::Uninstall { config, output } => lifecycle::uninstall(&config, &output),
             Command::Dns(command) => dns::run(command),
             Command::State(StateCommand::Dump(agent)) => show::dump(&agent),
+            Command::State(StateCommand::Diff(args)) => state_diff::diff(&args),
+            Command::Bugreport(args) => bugreport::bugreport(&args),
+            Command::Schema(args) => schema::schema(&args),
+            Command::Completion { shell } => pages::completion(shell),
+            Command::Man { dir } => pages::manual(&dir),
             Command::Version(output) => show::version(&output),
         };
         match outcome {

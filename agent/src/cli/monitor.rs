@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -37,8 +38,8 @@ pub(super) struct MonitorArgs {
 }
 
 /// As it is printed with `-o json`, one a line.
-#[derive(Serialize)]
-struct Line<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Line<'a> {
     time: String,
     #[serde(flatten)]
     event: &'a Event,

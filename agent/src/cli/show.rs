@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -16,6 +17,7 @@ use super::{
 use crate::{
     api::{Nodes, StateDump, Status},
     health::Condition,
+    version::{self, COMMIT, VERSION},
 };
 
 pub(super) fn status(
@@ -110,19 +112,28 @@ pub(super) fn dump(agent: &AgentArgs) -> Result<Condition, Failed> {
     Ok(Condition::Ok)
 }
 
-#[derive(Serialize)]
-struct Version {
+/// `weir version -o json`
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Version {
+    /// The version of the release.
     version: &'static str,
+    /// The commit that was built.
+    commit: &'static str,
+    /// SHA-256 of the kernel object.
     kernel_object: &'static str,
 }
 
+pub(super) fn this_version() -> Version {
+    Version { version: VERSION, commit: COMMIT, kernel_object: version::kernel_object() }
+}
+
 pub(super) fn version(output: &OutputArgs) -> Result<Condition, Failed> {
-    let version =
-        Version { version: env!("CARGO_PKG_VERSION"), kernel_object: weir_loader::object_digest() };
+    let this = this_version();
     if output.output == Format::Json {
-        print_json(&version)?;
+        print_json(&this)?;
     } else {
-        print(&format!("weir {}, kernel object {}\n", version.version, version.kernel_object));
+        let Version { version, commit, kernel_object } = this;
+        print(&format!("weir {version}, commit {commit}, kernel object {kernel_object}\n"));
     }
     Ok(Condition::Ok)
 }

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_dns::inspect::Said;
 
 use super::Dns;
 
 /// `/api/v1/dns/query`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QueryView {
     /// The code, in words.
     pub code: String,
@@ -27,7 +28,7 @@ pub struct QueryView {
 }
 
 /// `/api/v1/dns/records`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RecordsView {
     /// The snapshot; `None` while there is none.
     pub generation: Option<u64>,
@@ -36,7 +37,7 @@ pub struct RecordsView {
 }
 
 /// `/api/v1/dns/cache`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CacheView {
     /// Bytes of answers, roughly.
     pub bytes: usize,
@@ -51,7 +52,7 @@ pub struct CacheView {
 }
 
 /// An answer of somebody else's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CachedView {
     /// The name.
     pub name: String,
@@ -68,14 +69,14 @@ pub struct CachedView {
 }
 
 /// `/api/v1/dns/upstreams`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpstreamsView {
     /// Who is asked.
     pub upstreams: Vec<UpstreamView>,
 }
 
 /// A server that is asked.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpstreamView {
     /// The domain it is asked for; `.`: all others.
     pub domain: String,
@@ -94,7 +95,7 @@ pub struct UpstreamView {
 }
 
 /// `/api/v1/dns`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DnsView {
     /// Addresses, with why it is not listened there.
     pub listen: BTreeMap<SocketAddr, Option<String>>,

@@ -12,7 +12,11 @@ use weir_mesh::{
 
 use super::out::{CounterOf, Labels, Out, signed};
 use crate::{
-    config::SourceConfig, observe::Observation, probes::TaskHealth, reconciler::BackendStats,
+    config::SourceConfig,
+    observe::Observation,
+    probes::TaskHealth,
+    reconciler::BackendStats,
+    version::{COMMIT, VERSION},
 };
 
 /// One moment.
@@ -63,7 +67,8 @@ struct TaskRow<'a> {
 impl Scrape {
     pub(super) fn new(now: Observation) -> Self {
         let agent = vec![
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("version", VERSION.to_owned()),
+            ("commit", COMMIT.to_owned()),
             (
                 "object",
                 if now.opened { weir_loader::object_digest().to_owned() } else { String::new() },

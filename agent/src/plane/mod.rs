@@ -11,6 +11,7 @@ mod user;
 pub use either::Plane;
 pub use user::UserPlane;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use weir_loader::{Check, Dataplane, Error, Outcome};
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// A data plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Programs in the kernel.
@@ -31,7 +32,7 @@ pub enum Kind {
 }
 
 /// The data plane that was chosen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Chosen {
     /// Which.
     pub kind: Kind,

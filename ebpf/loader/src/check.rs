@@ -4,7 +4,12 @@ use std::{fs, io, path::Path};
 
 use aya::{programs::ProgramType, util::KernelVersion};
 
-use crate::{Dataplane, Options, net::Netlink, sys};
+use crate::{
+    Dataplane, Options,
+    dataplane::{OVERHEAD4, OVERHEAD6},
+    net::Netlink,
+    sys,
+};
 
 /// One line of `weir check`.
 #[derive(Clone, Debug)]
@@ -138,6 +143,20 @@ fn cookie() -> Check {
     }
 }
 
+/// The tunnel carries packets of 1280 bytes, the least that IPv6 works with (RFC 8200 section 5), and its own
+/// headers around them.
+fn uplink(options: &Options, name: &str, mtu: u32) -> Check {
+    let needed = 1280 + if options.address.is_ipv6() { OVERHEAD6 } else { OVERHEAD4 };
+    if mtu >= needed {
+        return Check::good("uplink", format!("{name} is up, MTU {mtu}"));
+    }
+    Check::limited(
+        "uplink",
+        format!("{name} has an MTU of {mtu}: large packets to tasks of other nodes do not fit"),
+        format!("`ip link set {name} mtu {needed}`, or more, if the network carries it"),
+    )
+}
+
 fn network(options: &Options) -> Vec<Check> {
     let host = match Netlink::new().and_then(|netlink| netlink.host()) {
         Ok(host) => host,
@@ -149,9 +168,7 @@ fn network(options: &Options) -> Vec<Check> {
     let mut checks = Vec::new();
     for name in &options.uplinks {
         checks.push(match host.by_name(name) {
-            Some(link) if link.up => {
-                Check::good("uplink", format!("{name} is up, MTU {}", link.mtu))
-            }
+            Some(link) if link.up => uplink(options, name, link.mtu),
             Some(_) => Check::limited(
                 "uplink",
                 format!("{name} is down"),

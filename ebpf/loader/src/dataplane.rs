@@ -36,8 +36,8 @@ pub(crate) const RELAY6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6569, 0x7200, 0, 0, 
 const MOST_ASKED: usize = 64;
 
 /// Headers that the tunnel adds: outer IP, UDP, VXLAN, inner Ethernet.
-const OVERHEAD4: u32 = 20 + 8 + 8 + 14;
-const OVERHEAD6: u32 = 40 + 8 + 8 + 14;
+pub(crate) const OVERHEAD4: u32 = 20 + 8 + 8 + 14;
+pub(crate) const OVERHEAD6: u32 = 40 + 8 + 8 + 14;
 
 /// The kernel data plane of one node: programs, maps, tunnel device. Dropping it leaves everything
 /// in the kernel as it is: forwarding goes on.

@@ -12,12 +12,14 @@ mod local;
 mod model;
 mod signal;
 mod state;
+mod survey;
 mod swarm;
 mod words;
 
 pub use client::{Client, Error};
 pub use engine::{Engine, NoSwarm};
 pub use state::DockerState;
+pub use survey::{Survey, SurveyedNode, SurveyedPort, SurveyedTask, SwarmSurvey, survey};
 pub use words::{PeerWords, Voices};
 
 use std::{
