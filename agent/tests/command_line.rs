@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     os::unix::net::UnixListener,
     process::{Command, Output, Stdio},
     thread,
@@ -33,15 +33,14 @@ fn stand_in(
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.extend(byte);
+            let mut head = BufReader::new(&stream).lines().map_while(Result::ok);
+            // Who asked may have gone, here and below.
+            let Some(first) = head.next() else { continue };
+            if !head.any(|line| line.is_empty()) {
+                continue;
             }
-            let request = String::from_utf8(request).unwrap();
-            let body = answer(request.lines().next().unwrap());
-            // Who asked may have gone.
+            drop(head);
+            let body = answer(&first);
             write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}").ok();
         }
     });
