@@ -143,6 +143,36 @@ fn a_task_that_refuses_or_does_not_answer_is_passed_over_for_another() {
 }
 
 #[test]
+fn the_first_datagram_of_a_client_is_answered_though_tasks_refuse_it() {
+    let mut scene = Scene::on(Plane::Proxy, Lab::builder()).unwrap();
+    scene.service("web", PORT).set("eject", false);
+    scene.task("web", "n1", "web.1").unwrap();
+    // Nobody listens in these: one on the node of the other, one alone on its node.
+    for (host, name) in [("n1", "web.2"), ("n2", "web.3")] {
+        let refusing = scene.lab.task(host, name).unwrap();
+        scene.mesh.service("web").task(&refusing);
+        scene.tasks.insert(name.to_owned(), refusing);
+    }
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    let mut asked = 0;
+    for target in scene.lab.hosts().iter().flat_map(|host| host.targets(PORT)) {
+        for _ in 0..6 {
+            asked += u64::from(target.ip() == scene.lab.host("n1").targets(PORT)[0].ip());
+            cases.note(target, client.ask(&Probe::udp(target)).by("web.1").map(drop_it));
+        }
+    }
+    cases.end(&scene).unwrap();
+    let agent = scene.agent("n1");
+    counted(agent, "task_refused", 1..=u64::MAX);
+    // What is sent again is the client's flow as before.
+    let labels = format!("service=\"web\",protocol=\"udp\",port=\"{PORT}\"");
+    let flows = metric(agent, "weir_service_connections_total", &labels);
+    assert!(flows >= asked, "{flows} of {asked}");
+}
+
+#[test]
 fn a_datagram_to_a_task_that_has_closed_its_port_is_the_last_that_is_lost() {
     let mut scene = scene();
     scene.start().unwrap();
