@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) batches: UdpSocketState,
     /// Set once the nodes and services of the mesh are known.
     pub(crate) settled: SetOnce<()>,
+    /// Bytes of datagrams that sessions keep to send them again.
+    pub(crate) kept: AtomicUsize,
     connections: AtomicUsize,
     epoch: Instant,
 }
@@ -40,6 +42,7 @@ impl Shared {
             tally: Tally::default(),
             batches,
             settled: SetOnce::new(),
+            kept: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             epoch: Instant::now(),
         }

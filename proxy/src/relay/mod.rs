@@ -205,15 +205,14 @@ pub(crate) fn recipient(
     shared: &Shared,
     envelope: &Envelope,
     sender: NodeIndex,
-    not: Option<&Backend>,
+    fresh: impl Fn(&Backend) -> bool,
 ) -> Result<(Arc<Port>, Arc<Backend>), Reason> {
-    let fresh = |backend: &Backend| not.is_none_or(|not| not.ident != backend.ident);
     let port = shared.directory.port(envelope.entry.frontend).ok_or(Reason::NotPublished)?;
     let route = port.route.load();
     if let Some(backend) = tagged(shared, &route, envelope).filter(|backend| fresh(backend)) {
         return Ok((port.clone(), backend));
     }
-    let here = route.choose(Among::Here, envelope.entry.client, fresh);
+    let here = route.choose(Among::Here, envelope.entry.client, &fresh);
     let backend = match here {
         Some(backend) => backend,
         None if envelope.hopped => return Err(Reason::HopLimit),

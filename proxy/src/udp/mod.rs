@@ -5,6 +5,7 @@
 //! back what its task answers.
 
 mod batch;
+mod kept;
 mod session;
 
 use std::{
@@ -19,11 +20,12 @@ use lru::LruCache;
 use socket2::SockRef;
 use tokio::{io::Interest, net::UdpSocket, sync::watch};
 use tracing::debug;
-use weir_mesh::Protocol;
+use weir_mesh::{Ident, Protocol};
 
 pub(crate) use self::session::Inherited;
 use self::{
     batch::Datagrams,
+    kept::{Kept, Origin, TRIES},
     session::{Key, Session, Stored},
 };
 use crate::{
@@ -171,7 +173,7 @@ impl Gate {
                 if port.route.load().service.wishes.load().trusts(client.ip()) {
                     return datagrams.each().for_each(|one| self.take_said(port, key, entry, one));
                 }
-                self.pass(key, datagrams, |not| self.newcomer(port, entry, not));
+                self.pass(key, datagrams, &Origin::Client(port.clone(), entry));
             }
             Entrance::Relay => {
                 let Some(sender) = self.shared.directory.sender(plain(key.client).ip()) else {
@@ -183,11 +185,7 @@ impl Gate {
                         continue;
                     };
                     let datagram = Datagrams::one(&datagram[length..]);
-                    self.pass(key, datagram, |not| {
-                        let (port, backend) =
-                            relay::recipient(&self.shared, &envelope, sender, not)?;
-                        Ok(Newcomer { port, backend, entry: envelope.entry, hopped: true })
-                    });
+                    self.pass(key, datagram, &Origin::Node(envelope, sender));
                 }
             }
         }
@@ -204,39 +202,38 @@ impl Gate {
             (entry.client, entry.asked) = (plain(said.source), plain(said.destination));
         }
         let datagram = Datagrams::one(&datagram[header.length..]);
-        self.pass(key, datagram, |not| self.newcomer(port, entry, not));
+        self.pass(key, datagram, &Origin::Client(port.clone(), entry));
     }
 
-    fn newcomer(
-        &self,
-        port: &Arc<Port>,
-        entry: Entry,
-        not: Option<&Backend>,
-    ) -> Result<Newcomer, Reason> {
-        let wanted = |backend: &Backend| not.is_none_or(|not| not.ident != backend.ident);
-        let route = port.route.load();
-        if !route.allows(entry.client.ip()) {
-            return Err(Reason::Denied);
+    /// A task for a flow, other than those that were tried.
+    fn newcomer(&self, origin: &Origin, tried: &[Ident]) -> Result<Newcomer, Reason> {
+        let fresh = |backend: &Backend| !tried.contains(&backend.ident);
+        match origin {
+            Origin::Client(port, entry) => {
+                let route = port.route.load();
+                if !route.allows(entry.client.ip()) {
+                    return Err(Reason::Denied);
+                }
+                let backend = route.choose(Among::All, entry.client, fresh);
+                let backend = backend.ok_or_else(|| route.nobody())?;
+                Ok(Newcomer { port: port.clone(), backend, entry: *entry, hopped: false })
+            }
+            Origin::Node(envelope, sender) => {
+                let (port, backend) = relay::recipient(&self.shared, envelope, *sender, fresh)?;
+                Ok(Newcomer { port, backend, entry: envelope.entry, hopped: true })
+            }
         }
-        let backend = route.choose(Among::All, entry.client, wanted);
-        let backend = backend.ok_or_else(|| route.nobody())?;
-        Ok(Newcomer { port: port.clone(), backend, entry, hopped: false })
     }
 
     /// To the task of the session; a client whose task has gone, or refuses, gets another one for
-    /// this very datagram.
-    fn pass(
-        self: &Arc<Self>,
-        key: Key,
-        datagrams: Datagrams<'_>,
-        newcomer: impl Fn(Option<&Backend>) -> Result<Newcomer, Reason>,
-    ) {
+    /// this very datagram, and for what was refused.
+    fn pass(self: &Arc<Self>, key: Key, datagrams: Datagrams<'_>, origin: &Origin) {
         let mut sessions = self.lock();
-        let mut refused = None;
+        let (mut refused, mut kept) = (None, None);
         if let Some(stored) = sessions.get(&key) {
             let session = stored.session();
             if session.is_usable() {
-                match session.send(&self.shared, &datagrams) {
+                match session.send(&self.shared, &datagrams, false) {
                     Ok(()) => return,
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                         session.note_refusal(&self.shared);
@@ -245,25 +242,82 @@ impl Gate {
                 }
             }
             refused = session.refused_by();
+            kept = session.take_kept().filter(|_| refused.is_some());
             sessions.pop(&key);
         }
-        let fresh = newcomer(refused.as_deref()).or_else(|reason| match refused {
+        if kept.is_some_and(|kept| self.send_again(&mut sessions, key, kept, refused)) {
+            // The client has a session with another task now.
+            drop(sessions);
+            return self.pass(key, datagrams, origin);
+        }
+        let tried = Vec::from_iter(refused);
+        let fresh = self.newcomer(origin, &tried).or_else(|reason| match tried[..] {
             // Better the one that refused than nobody: it may be back.
-            Some(_) => newcomer(None),
-            None => Err(reason),
+            [_, ..] => self.newcomer(origin, &[]),
+            [] => Err(reason),
         });
-        let begun = fresh.and_then(|newcomer| Session::begin(self, key, newcomer));
+        let begun = fresh.and_then(|newcomer| Session::begin(self, key, newcomer, false));
         match begun {
             Ok(stored) => {
-                let session = stored.session().clone();
-                if sessions.push(key, stored).is_some() {
-                    self.shared.tally.count(Reason::SessionEvicted);
-                }
-                if session.send(&self.shared, &datagrams).is_err() {
-                    self.shared.tally.add(Reason::SendFailed, datagrams.count());
-                }
+                self.enter(&mut sessions, key, stored, &datagrams, (origin, tried), false);
             }
             Err(reason) => self.shared.tally.add(reason, datagrams.count()),
+        }
+    }
+
+    /// A session that begins with these. `tried`: who has refused what the client sent; `again`: these
+    /// as well.
+    fn enter(
+        &self,
+        sessions: &mut LruCache<Key, Stored>,
+        key: Key,
+        stored: Stored,
+        datagrams: &Datagrams<'_>,
+        (origin, tried): (&Origin, Vec<Ident>),
+        again: bool,
+    ) {
+        let session = stored.session().clone();
+        let before = sessions.push(key, stored);
+        // Another one than that which it takes the place of.
+        if before.is_some_and(|(known, _)| known != key) {
+            self.shared.tally.count(Reason::SessionEvicted);
+        }
+        match session.send(&self.shared, datagrams, again) {
+            Ok(()) => session.keep(Kept::new(datagrams, origin, tried, &self.shared)),
+            Err(_) => self.shared.tally.add(Reason::SendFailed, datagrams.count()),
+        }
+    }
+
+    /// Sends what a task refused to another one, if there is one, in a session in place of the one before.
+    fn send_again(
+        self: &Arc<Self>,
+        sessions: &mut LruCache<Key, Stored>,
+        key: Key,
+        mut kept: Kept,
+        refused: Option<Ident>,
+    ) -> bool {
+        kept.tried.extend(refused);
+        if kept.tried.len() >= TRIES {
+            return false;
+        }
+        let newcomer = self.newcomer(&kept.origin, &kept.tried);
+        let begun = newcomer.and_then(|newcomer| Session::begin(self, key, newcomer, true));
+        let Ok(stored) = begun else { return false };
+        let tried = std::mem::take(&mut kept.tried);
+        self.enter(sessions, key, stored, &kept.datagrams(), (&kept.origin, tried), true);
+        true
+    }
+
+    /// The task of a session has refused what it was sent.
+    fn refused(self: &Arc<Self>, key: Key, session: &Arc<Session>) {
+        session.note_refusal(&self.shared);
+        let mut sessions = self.lock();
+        // Another one may have taken its place meanwhile.
+        if !sessions.peek(&key).is_some_and(|stored| Arc::ptr_eq(stored.session(), session)) {
+            return;
+        }
+        if let Some(kept) = session.take_kept() {
+            self.send_again(&mut sessions, key, kept, session.refused_by());
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     os::fd::AsFd,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,11 +19,12 @@ use tokio::{
     task::AbortHandle,
     time::{Instant, sleep},
 };
-use weir_mesh::{Timeouts, install::Via};
+use weir_mesh::{Ident, Timeouts, install::Via};
 
 use super::{
     Entrance, Gate, Newcomer,
     batch::{self, Datagrams},
+    kept::{self, Kept},
     send_behind,
 };
 use crate::{
@@ -37,6 +38,10 @@ use crate::{
     sys,
     tcp::{out_of_files, target},
 };
+
+/// What a task says: answers, or the ICMP error of a port that is closed, which alone makes a socket not
+/// readable.
+const SAID: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Which session a datagram belongs to: addresses as the socket shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +67,8 @@ pub(super) struct Session {
     last: AtomicU64,
     answered: AtomicBool,
     refused: AtomicBool,
+    /// Until something was answered.
+    kept: Mutex<Option<Kept>>,
 }
 
 /// A session in the table of its gate. Dropping it ends the session.
@@ -89,8 +96,14 @@ impl Drop for Stored {
 }
 
 impl Session {
-    /// Opens a session and begins to bring its answers back.
-    pub(super) fn begin(gate: &Arc<Gate>, key: Key, newcomer: Newcomer) -> Result<Stored, Reason> {
+    /// Opens a session and begins to bring its answers back. `again`: the flow has begun before, with
+    /// another task.
+    pub(super) fn begin(
+        gate: &Arc<Gate>,
+        key: Key,
+        newcomer: Newcomer,
+        again: bool,
+    ) -> Result<Stored, Reason> {
         let shared = &gate.shared;
         let Newcomer { port, backend, entry, hopped } = newcomer;
         let record = backend.record();
@@ -133,9 +146,12 @@ impl Session {
             last: AtomicU64::new(shared.now()),
             answered: AtomicBool::new(false),
             refused: AtomicBool::new(false),
+            kept: Mutex::default(),
         });
         if let Some(port) = &session.port {
-            port.traffic.opened();
+            if !again {
+                port.traffic.opened();
+            }
             session.backend.traffic.opened();
         }
         Ok(Stored::new(session, gate, key, counted))
@@ -157,6 +173,7 @@ impl Session {
             last: AtomicU64::new(last),
             answered: AtomicBool::new(state.answered),
             refused: AtomicBool::new(false),
+            kept: Mutex::default(),
         });
         let key = Key { client, asked, speaks_for };
         Ok((key, Stored::new(session, gate, key, counted)))
@@ -191,8 +208,17 @@ impl Session {
     }
 
     /// The task, if it refused.
-    pub(super) fn refused_by(&self) -> Option<Arc<Backend>> {
-        self.refused.load(Relaxed).then(|| self.backend.clone())
+    pub(super) fn refused_by(&self) -> Option<Ident> {
+        self.refused.load(Relaxed).then_some(self.backend.ident)
+    }
+
+    pub(super) fn keep(&self, kept: Option<Kept>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    }
+
+    /// What it was sent first, if nothing was answered yet.
+    pub(super) fn take_kept(&self) -> Option<Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(super) fn note_refusal(&self, shared: &Shared) {
@@ -201,11 +227,19 @@ impl Session {
         }
     }
 
-    pub(super) fn send(&self, shared: &Shared, datagrams: &Datagrams<'_>) -> io::Result<()> {
+    /// `again`: the client has sent them once, and they were counted where they came in.
+    pub(super) fn send(
+        &self,
+        shared: &Shared,
+        datagrams: &Datagrams<'_>,
+        again: bool,
+    ) -> io::Result<()> {
         self.last.store(shared.now(), Relaxed);
         if let Some(port) = &self.port {
             let (packets, bytes) = (datagrams.count(), datagrams.bytes.len() as u64);
-            port.traffic.up(packets, bytes);
+            if !again {
+                port.traffic.up(packets, bytes);
+            }
             self.backend.traffic.up(packets, bytes);
         }
         if !self.header.is_empty() {
@@ -221,7 +255,9 @@ impl Session {
 
     pub(super) fn note_answer(&self, shared: &Shared, datagrams: &Datagrams<'_>) {
         self.last.store(shared.now(), Relaxed);
-        self.answered.store(true, Relaxed);
+        if !self.answered.swap(true, Relaxed) {
+            self.keep(None);
+        }
         if let Some(port) = &self.port {
             let (packets, bytes) = (datagrams.count(), datagrams.bytes.len() as u64);
             port.traffic.down(packets, bytes);
@@ -242,13 +278,19 @@ impl Session {
     /// Brings answers back until the session has been silent for too long or its task is gone.
     async fn answers(self: Arc<Self>, gate: Arc<Gate>, key: Key, _counted: Counted) {
         let mut gone = pin!(self.backend.ended());
-        let mut timer = pin!(sleep(self.left(&gate.shared)));
+        let mut timer = pin!(sleep(self.left(&gate.shared).min(kept::PATIENCE)));
         loop {
-            tokio::select! {
+            let ready = tokio::select! {
                 biased;
-                ready = self.socket.readable() => if ready.is_err() { break },
+                ready = self.socket.ready(SAID) => match ready {
+                    // One at a time: for several, `try_io` never calls.
+                    Ok(ready) if ready.is_readable() => Interest::READABLE,
+                    Ok(_) => Interest::ERROR,
+                    Err(_) => break,
+                },
                 () = &mut gone => break,
                 () = &mut timer => {
+                    self.keep(None);
                     let left = self.left(&gate.shared);
                     if left.is_zero() {
                         break;
@@ -256,13 +298,14 @@ impl Session {
                     timer.as_mut().reset(Instant::now() + left);
                     continue;
                 }
-            }
-            match self.receive(&gate, key) {
+            };
+            match self.receive(&gate, key, ready) {
                 Ok(()) => tokio::task::consume_budget().await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    // The session stays until the client's next datagram, which takes another task.
-                    self.note_refusal(&gate.shared);
+                    // If nobody takes what was sent, the session stays until the client's next datagram,
+                    // which tries again.
+                    gate.refused(key, &self);
                 }
                 Err(_) => gate.shared.tally.count(Reason::SendFailed),
             }
@@ -270,10 +313,10 @@ impl Session {
         gate.forget(key, &self);
     }
 
-    fn receive(&self, gate: &Gate, key: Key) -> io::Result<()> {
+    fn receive(&self, gate: &Gate, key: Key, ready: Interest) -> io::Result<()> {
         batch::with(|batch| {
             let receive = || batch.receive(&gate.shared.batches, &self.socket);
-            let count = self.socket.try_io(Interest::READABLE, receive)?;
+            let count = self.socket.try_io(ready, receive)?;
             for (meta, bytes) in batch.received(count) {
                 gate.answer(self, key, &Datagrams { bytes, size: meta.stride });
             }

@@ -1,8 +1,11 @@
 //! Agents that end and begin, and a mesh that changes.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::thread;
 
 use anyhow::ensure;
+use weir_tests::lab::command;
 use weir_tests::traffic::{FailureKind, HttpLoad};
 use weir_tests::{Lab, Probe, Scene, eventually};
 
@@ -61,15 +64,52 @@ fn an_agent_that_comes_back_with_the_proxy_takes_over_and_resets_only_what_is_in
     assert_ne!(seen.client.unwrap().ip(), scene.lab.client("c1").addresses()[0], "{seen}");
 }
 
+/// As many as the goal names: half enter at each node, and half of those go on to the other.
+const CONNECTIONS: usize = 10_000;
+/// Opened at a time: no more than a queue of connections takes.
+const BATCH: usize = 500;
+
+/// Lets this process, and what it starts, have as many files as it may. The connections of a node take
+/// 15,000.
+fn allow_files() {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let hard = line.split_whitespace().nth(4).unwrap();
+    let own = std::process::id().to_string();
+    let status = command("prlimit", &["--pid", &own, &format!("--nofile={hard}:")]).status();
+    assert!(status.unwrap().success(), "{line}");
+}
+
+/// Each says something and hears it again.
+fn all_are_answered(streams: &mut [TcpStream]) {
+    for batch in streams.chunks_mut(BATCH) {
+        for stream in &mut *batch {
+            stream.write_all(b"hello").unwrap();
+        }
+        for stream in batch {
+            stream.read_exact(&mut [0; 5]).unwrap();
+        }
+    }
+}
+
 #[test]
-fn a_thousand_changes_close_no_connection_and_take_no_memory() {
+fn a_thousand_changes_close_none_of_ten_thousand_connections_and_take_no_memory() {
+    allow_files();
     let mut scene = scene();
+    scene.mesh.service("web").publish("8085:53");
     scene.start().unwrap();
-    let netns = scene.lab.client("c1").netns();
-    let targets: Vec<_> = scene.lab.hosts().iter().map(|host| host.targets(PORT)[0]).collect();
-    let mut talks: Vec<_> =
-        (0..400).map(|at| Probe::tcp(targets[at % 2]).open_in(netns).unwrap()).collect();
-    assert!(talks.iter_mut().all(|talk| talk.ask().task.is_some()));
+    let targets: Vec<_> = scene.lab.hosts().iter().map(|host| host.targets(8085)[0]).collect();
+    let mut streams = Vec::new();
+    while streams.len() < CONNECTIONS {
+        let open = |at: usize| TcpStream::connect_timeout(&targets[at % 2], 20 * SECOND).unwrap();
+        let client = scene.lab.client("c1");
+        let mut batch: Vec<_> = client.run(|| (0..BATCH).map(open).collect());
+        for stream in &batch {
+            stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+        }
+        all_are_answered(&mut batch);
+        streams.append(&mut batch);
+    }
     let change = |scene: &mut Scene, round: u32| {
         scene.mesh.service("web").weight("web.1", 1 + round % 7);
         scene.mesh.write().unwrap();
@@ -81,6 +121,6 @@ fn a_thousand_changes_close_no_connection_and_take_no_memory() {
     (0..800).for_each(|round| change(&mut scene, round));
     scene.apply().unwrap();
     let after = scene.agent("n1").resident().unwrap();
-    assert!(talks.iter_mut().all(|talk| talk.ask().task.is_some()));
+    all_are_answered(&mut streams);
     assert!(after < before + 4_000, "{before} KiB, then {after} KiB");
 }

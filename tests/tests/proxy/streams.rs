@@ -52,6 +52,22 @@ fn datagrams_of_any_size_arrive_whole_and_in_fragments() {
 }
 
 #[test]
+fn a_datagram_that_has_no_room_for_the_client_s_address_is_counted() {
+    let mut scene = Scene::on(Plane::Proxy, Lab::builder()).unwrap();
+    scene.service("web", PORT);
+    scene.task("web", "n2", "web.2").unwrap();
+    scene.start().unwrap();
+    let target = scene.lab.host("n1").targets(PORT)[0];
+    let socket = scene.lab.client("c1").run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    // The largest of IPv4: on its way to the other node it has to be larger.
+    socket.send_to(&[7; 65_507], target).unwrap();
+    counted(scene.agent("n1"), "send_failed", 1..=1);
+    let mut talk = Probe::udp(target).open_in(scene.lab.client("c1").netns()).unwrap();
+    talk.ask().by("web.2").unwrap();
+    counted(scene.agent("n1"), "send_failed", 1..=1);
+}
+
+#[test]
 fn what_one_side_has_said_to_the_end_the_other_hears_and_may_still_answer() {
     let mut scene = scene();
     scene.mesh.service("web").publish("8085:53");

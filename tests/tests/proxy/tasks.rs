@@ -143,6 +143,61 @@ fn a_task_that_refuses_or_does_not_answer_is_passed_over_for_another() {
 }
 
 #[test]
+fn a_flow_that_a_task_of_another_node_refuses_gets_a_second_chance_there() {
+    let mut scene = Scene::on(Plane::Proxy, Lab::builder()).unwrap();
+    scene.service("web", PORT).set("eject", false);
+    scene.task("web", "n2", "web.1").unwrap();
+    let refusing = scene.lab.task("n2", "web.2").unwrap();
+    scene.mesh.service("web").task(&refusing);
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    let target = scene.lab.host("n1").targets(PORT)[0];
+    for probe in [Probe::tcp(target), Probe::udp(target)] {
+        for _ in 0..6 {
+            cases.note(&probe, client.ask(&probe).by("web.1").map(drop_it));
+        }
+    }
+    cases.end(&scene).unwrap();
+    // Whatever was refused there went on there, and n1 never heard of it.
+    let there = scene.agent("n2");
+    counted(there, "second_chance", 2..=u64::MAX);
+    let refused = metric(there, "weir_drops_total", "reason=\"task_refused\"");
+    counted(there, "second_chance", refused..=refused);
+    counted(scene.agent("n1"), "task_refused", 0..=0);
+}
+
+#[test]
+fn the_first_datagram_of_a_client_is_answered_though_tasks_refuse_it() {
+    let mut scene = Scene::on(Plane::Proxy, Lab::builder()).unwrap();
+    scene.service("web", PORT).set("eject", false);
+    scene.task("web", "n1", "web.1").unwrap();
+    // Nobody listens in these: one on the node of the other, one alone on its node.
+    for (host, name) in [("n1", "web.2"), ("n2", "web.3")] {
+        let refusing = scene.lab.task(host, name).unwrap();
+        scene.mesh.service("web").task(&refusing);
+        scene.tasks.insert(name.to_owned(), refusing);
+    }
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    let mut asked = 0;
+    for target in scene.lab.hosts().iter().flat_map(|host| host.targets(PORT)) {
+        for _ in 0..6 {
+            asked += u64::from(target.ip() == scene.lab.host("n1").targets(PORT)[0].ip());
+            cases.note(target, client.ask(&Probe::udp(target)).by("web.1").map(drop_it));
+        }
+    }
+    cases.end(&scene).unwrap();
+    let agent = scene.agent("n1");
+    counted(agent, "task_refused", 1..=u64::MAX);
+    // What is sent again is the client's flow as before.
+    let labels = format!("service=\"web\",protocol=\"udp\",port=\"{PORT}\"");
+    let flows = metric(agent, "weir_service_connections_total", &labels);
+    assert!(flows >= asked, "{flows} of {asked}");
+}
+
+#[test]
 fn a_datagram_to_a_task_that_has_closed_its_port_is_the_last_that_is_lost() {
     let mut scene = scene();
     scene.start().unwrap();
