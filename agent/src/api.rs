@@ -9,7 +9,7 @@ mod tasks;
 mod trace;
 
 pub use drops::{Drop, Drops, drops};
-pub use events::{Event, EventKind, Look, events};
+pub use events::{Event, EventKind, Look, Looks};
 pub use flows::{FlowBook, FlowFilter, FlowView, Flows, Killed, MOST as MOST_FLOWS, Whose, stage};
 pub use rates::{PortRate, Rate, Rates, ServiceRates, TaskRate, rates};
 pub use tasks::{Standing, TaskRow, Tasks, tasks};
@@ -30,7 +30,7 @@ use weir_mesh::{
 
 use crate::{
     health::{self, Condition, Subsystem},
-    observe::Observation,
+    observe::{LinkMoment, Observation},
     plane::Chosen,
 };
 
@@ -228,6 +228,10 @@ pub struct NodeView {
     pub here: bool,
     /// Tasks that it runs.
     pub tasks: usize,
+    /// Whether it was heard over the cluster link, and is silent now. Who was never heard is not, nor is
+    /// anybody while no manager is heard.
+    #[serde(default)]
+    pub silent: bool,
 }
 
 /// `/api/v1/state`
@@ -397,11 +401,13 @@ pub fn nodes(now: &Observation) -> Nodes {
     for task in snapshot.services.values().flat_map(|service| &service.tasks) {
         *tasks.entry(&task.node).or_default() += 1;
     }
+    let silent = now.link.as_ref().map(LinkMoment::silent).unwrap_or_default();
     let nodes = snapshot.nodes.values().map(|node| NodeView {
         name: node.name.clone(),
         address: node.address,
         here: node.name == *now.here(),
         tasks: tasks.get(&node.name).copied().unwrap_or_default(),
+        silent: silent.contains(&node.address) && node.name != *now.here(),
     });
     Nodes { generation: Some(snapshot.generation.0), nodes: nodes.collect() }
 }

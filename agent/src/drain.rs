@@ -5,8 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,9 +14,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{info, warn};
-use weir_mesh::{NodeName, ServiceName, TaskName};
+use weir_mesh::{MeshSnapshot, NodeName, ServiceName, TaskName};
 
-use crate::probes::Finding;
+use crate::{probes::Finding, state};
 
 /// What is drained by hand.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -45,6 +44,15 @@ pub struct DrainedTask {
 
 /// What is said of a task that is drained by hand.
 pub const REASON: &str = "drained by hand";
+
+impl DrainedTask {
+    /// Whether there is such a task.
+    pub fn is_in(&self, snapshot: &MeshSnapshot) -> bool {
+        let service = snapshot.services.get(&self.service);
+        let mut tasks = service.into_iter().flat_map(|service| &service.tasks);
+        tasks.any(|task| task.name == self.task && task.node == self.node)
+    }
+}
 
 impl Drained {
     /// Whether nothing is.
@@ -92,7 +100,7 @@ pub enum Error {
 impl Drains {
     /// Takes over what the file beside the state file says, and tells the judge of it.
     pub async fn begin(state: &Path, findings: mpsc::Sender<Finding>) -> Arc<Self> {
-        let path = state.with_file_name("drained.json");
+        let path = state::drained_file(state);
         let drained = Arc::new(read(&path));
         if !drained.is_empty() {
             info!(node = drained.node, tasks = drained.tasks.len(), "drained by hand, as before");
@@ -119,7 +127,7 @@ impl Drains {
         if new == *self.now() {
             return Ok(self.now());
         }
-        write(&self.path, &new)
+        state::write_whole(&self.path, |file| Ok(serde_json::to_writer(file, &new)?))
             .map_err(|cause| Error::Unwritable { path: self.path.clone(), cause })?;
         let new = Arc::new(new);
         info!(node = new.node, tasks = new.tasks.len(), "drained by hand");
@@ -144,19 +152,6 @@ fn read(path: &Path) -> Drained {
         warn!(path = %path.display(), %error, "what is drained by hand is not understood");
         Drained::default()
     })
-}
-
-/// The whole file or none of it.
-fn write(path: &Path, drained: &Drained) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let new = path.with_extension("new");
-    let mut file = fs::File::create(&new)?;
-    serde_json::to_writer(&mut file, drained)?;
-    file.flush()?;
-    file.sync_all()?;
-    fs::rename(&new, path)
 }
 
 #[cfg(test)]
@@ -190,6 +185,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn agents_with_states_of_their_own_drain_for_themselves() {
+        let directory = tempfile::tempdir().unwrap();
+        let (findings, _told) = mpsc::channel(4);
+        let first = Drains::begin(&directory.path().join("state.json"), findings.clone()).await;
+        first.change(|all| all.node = true).await.unwrap();
+        let other = directory.path().join("state-sys-fs-bpf-other.json");
+        assert!(Drains::begin(&other, findings).await.now().is_empty());
+    }
+
+    #[tokio::test]
     async fn what_cannot_be_kept_is_not_done() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
@@ -197,7 +202,7 @@ mod tests {
         let (findings, mut told) = mpsc::channel(4);
         let drains = Drains::begin(&file.join("state.json"), findings).await;
         let error = drains.change(|all| all.node = true).await.unwrap_err().to_string();
-        assert!(error.contains("drained.json cannot be written: "), "{error}");
+        assert!(error.contains("state.drained.json cannot be written: "), "{error}");
         assert!(drains.now().is_empty() && told.try_recv().is_err());
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Mode, SourceConfig},
+    drain::DrainedTask,
     observe::Observation,
     plane::{Chosen, Kind},
 };
@@ -307,7 +308,8 @@ fn dns(now: &Observation) -> Option<Subsystem> {
     Some(Subsystem::new(name, Condition::Ok, format!("{at}; {names}")))
 }
 
-/// Somebody wanted it so; a node that is drained takes no clients either.
+/// Somebody wanted it so; a node that is drained takes no clients either. Of a task that has left
+/// the mesh nothing is missed.
 fn drained(now: &Observation) -> Option<Subsystem> {
     let name = "drain";
     let drained = &now.drained;
@@ -316,11 +318,14 @@ fn drained(now: &Observation) -> Option<Subsystem> {
         let subsystem = Subsystem::new(name, Condition::Degraded, reason).ready(false);
         return Some(subsystem.hint("weir undrain node"));
     }
-    let first = drained.tasks.first()?;
+    let snapshot = now.view.snapshot.as_deref();
+    let is_there = |task: &&DrainedTask| snapshot.is_none_or(|snapshot| task.is_in(snapshot));
+    let mut there = drained.tasks.iter().filter(is_there);
+    let first = there.next()?;
     let (task, service) = (&first.task, &first.service);
-    let more = match drained.tasks.len() {
-        1 => String::new(),
-        count => format!(" (and {} more)", count - 1),
+    let more = match there.count() {
+        0 => String::new(),
+        count => format!(" (and {count} more)"),
     };
     let reason = format!("task {task} of {service} is drained by hand{more}");
     let hint = format!("weir undrain task {task}; weir drain list shows all");

@@ -1,5 +1,5 @@
-//! The HTTP server: the same read-only routes on the metrics port and on the admin socket, which takes
-//! an upgrade besides.
+//! The HTTP server: the same read-only routes on the metrics port and on the admin socket. The socket
+//! also answers what costs the agent something, and takes actions: flows to be ended, drains, an upgrade.
 
 mod drain;
 mod inspect;

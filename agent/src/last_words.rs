@@ -46,7 +46,7 @@ type Read = OnDisk<NodeId, Arc<Declared>, BTreeMap<NodeId, Arc<Report>>>;
 impl LastWords {
     /// In a file beside that of the last good snapshot.
     pub fn beside(state: &Path) -> Self {
-        Self { path: state.with_extension("peers.json") }
+        Self { path: state::peers_file(state) }
     }
 
     /// What was said to this node; `None` if nothing was kept, or it was said to another one.

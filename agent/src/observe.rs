@@ -2,6 +2,8 @@
 //! of.
 
 use std::{
+    collections::BTreeSet,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,7 +22,10 @@ use crate::{
     config::Config,
     dns::Dns,
     drain::{Drained, Drains},
-    link::status::{Counters, LinkStatus},
+    link::{
+        ClusterView, From,
+        status::{Counters, LinkStatus},
+    },
     plane::beside::Beside,
     probes::LocalHealth,
     reconciler::{
@@ -96,12 +101,25 @@ pub struct LinkMoment {
     pub status: LinkStatus,
     /// What it has counted.
     pub counters: Arc<Counters>,
+    /// What is known of the cluster by it.
+    pub view: ClusterView,
 }
 
 /// Counters are read from the kernel at most this often, however many ask.
 const FRESH: Duration = Duration::from_secs(1);
 /// Who asks gets older counters rather than wait longer for a busy reconciler.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+impl LinkMoment {
+    /// The addresses of nodes that were heard and are silent now, as far as somebody says so now.
+    pub fn silent(&self) -> BTreeSet<IpAddr> {
+        if self.view.from == From::Nobody {
+            return BTreeSet::new();
+        }
+        let silent = self.view.reports.values().filter(|node| !node.alive);
+        silent.filter_map(|node| Some(node.report.as_ref()?.node.address)).collect()
+    }
+}
 
 impl Observation {
     /// What this node is called in the mesh.
@@ -228,6 +246,7 @@ impl Observer {
             link: self.link.get().map(|link| LinkMoment {
                 status: link.status(),
                 counters: link.counters().clone(),
+                view: link.view().borrow().clone(),
             }),
             dns: self.dns.clone(),
             drained: self.drains.as_ref().map(|drains| drains.now()).unwrap_or_default(),
@@ -250,5 +269,33 @@ impl Planes {
             Some(beside) => Ok(main.beside(beside.stats().await?)),
             None => Ok(main),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_mesh::cluster::{NodeId, Report, ReportedNode};
+
+    use super::*;
+    use crate::link::NodeView;
+
+    #[test]
+    fn who_was_heard_and_is_not_is_silent_as_long_as_somebody_says_so() {
+        let node = |last: u8, alive| {
+            let address = [10, 0, 0, last].into();
+            let node = ReportedNode { hostname: String::new(), address };
+            NodeView { report: Some(Arc::new(Report { node, tasks: [].into() })), alive }
+        };
+        let never = NodeView { report: None, alive: false };
+        let nodes = [("n1", node(1, true)), ("n2", node(2, false)), ("n3", never)];
+        let reports = nodes.map(|(name, node)| (NodeId::new(name), node));
+        let silent = |from| {
+            let view =
+                ClusterView { declared: None, reports: Arc::new(reports.clone().into()), from };
+            let status = LinkStatus::default();
+            LinkMoment { status, counters: Arc::default(), view }.silent()
+        };
+        assert_eq!(silent(From::Own), [IpAddr::from([10, 0, 0, 2])].into());
+        assert_eq!(silent(From::Nobody), BTreeSet::new());
     }
 }

@@ -124,6 +124,37 @@ impl StateFile {
     }
 }
 
+/// What the other nodes of a Swarm said last, beside the last good snapshot at `state`.
+pub(crate) fn peers_file(state: &Path) -> PathBuf {
+    state.with_extension("peers.json")
+}
+
+/// What is drained by hand, beside the last good snapshot at `state`.
+pub(crate) fn drained_file(state: &Path) -> PathBuf {
+    state.with_extension("drained.json")
+}
+
+/// All files that an agent keeps its state in, if they are there, and what is left of those that it was
+/// ended in the middle of writing.
+pub(crate) fn all_files(state: &Path) -> Vec<PathBuf> {
+    let kept = [state.to_owned(), peers_file(state), drained_file(state)];
+    let directory = state.parent().into_iter().flat_map(fs::read_dir);
+    let names = directory.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let is_draft = |path: &PathBuf| kept.iter().any(|kept| is_draft_of(path, kept));
+    let drafts: Vec<PathBuf> = names.filter(is_draft).collect();
+    kept.into_iter().chain(drafts).collect()
+}
+
+/// Where a file is written before it takes the place of the one at `path`.
+fn draft_of(path: &Path, pid: u32) -> PathBuf {
+    path.with_extension(format!("{pid}.new"))
+}
+
+fn is_draft_of(draft: &Path, path: &Path) -> bool {
+    let pid = |draft: &Path| draft.file_stem().map(Path::new)?.extension()?.to_str()?.parse().ok();
+    pid(draft).is_some_and(|pid| draft_of(path, pid) == draft)
+}
+
 /// Writes a file next to `path` and renames it there.
 pub(crate) fn write_whole(
     path: &Path,
@@ -132,7 +163,7 @@ pub(crate) fn write_whole(
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    let draft = path.with_extension(format!("{}.new", std::process::id()));
+    let draft = draft_of(path, std::process::id());
     let mut file = io::BufWriter::new(fs::File::create(&draft)?);
     let written = write(&mut file)
         .and_then(|()| file.flush())
@@ -184,6 +215,29 @@ mod tests {
         state.store(&snapshot()).unwrap();
         fs::write(&state.path, "{\"format\":1,").unwrap();
         assert!(state.load().unwrap_err().to_string().contains("no state of this version"));
+    }
+
+    #[test]
+    fn all_files_of_an_agent_are_found_and_none_of_another_s() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let state = path("state-a.json");
+        let own = [
+            state.clone(),
+            peers_file(&state),
+            drained_file(&state),
+            draft_of(&state, 7),
+            draft_of(&peers_file(&state), 8),
+            draft_of(&drained_file(&state), 9),
+        ];
+        let others =
+            ["state.json", "state-a.new", "state-a.b.new", "state-ab.7.new", "7.new"].map(path);
+        own.iter().chain(&others).for_each(|path| fs::write(path, "").unwrap());
+        let mut found = all_files(&state);
+        found.sort();
+        let mut expected = own.to_vec();
+        expected.sort();
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -3,15 +3,104 @@
 
 use std::{
     fs,
-    process::{Command, Output},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixListener,
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 fn weir(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR_")) {
         command.env_remove(name);
     }
-    command.args(arguments).output().unwrap()
+    command.args(arguments);
+    command
+}
+
+/// Answers on an admin socket as an agent would: the requests' first lines are what is asked.
+fn stand_in(
+    mut answer: impl FnMut(&str) -> serde_json::Value + Send + 'static,
+) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("weir.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            let request = String::from_utf8(request).unwrap();
+            let body = answer(request.lines().next().unwrap());
+            // Who asked may have gone.
+            write!(stream, "HTTP/1.0 200 OK\r\n\r\n{body}").ok();
+        }
+    });
+    (directory, path.to_str().unwrap().to_owned())
+}
+
+fn status(pid: u32, uptime_seconds: u64) -> serde_json::Value {
+    serde_json::json!({
+        "version": "0", "node": "n1", "address": "10.0.0.1", "pid": pid,
+        "uptime_seconds": uptime_seconds, "generation": 1, "wanted": 1, "stale": false,
+        "condition": "ok", "subsystems": [], "source_faults": [], "problems": [], "hooks": {},
+        "last_pass": {"operations": 0, "milliseconds": 0.0}, "drift": 0,
+    })
+}
+
+#[test]
+fn what_is_watched_as_json_is_one_line_for_each_answer() {
+    let (_kept, socket) = stand_in(|request| match request.split(['/', ' ', '?']).nth(4) {
+        Some("status") => status(7, 60),
+        Some("nodes") => serde_json::json!({"generation": 1, "nodes": []}),
+        Some("tasks") => serde_json::json!({"generation": 1, "tasks": []}),
+        _ => serde_json::json!({"generation": 1, "counters_at_ms": 0, "services": []}),
+    });
+    for what in ["status", "nodes", "tasks", "services"] {
+        let arguments = [what, "--watch=10ms", "-o", "json", "--socket", &socket];
+        let mut child = command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let lines: Vec<String> = lines.take(2).map(Result::unwrap).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for line in &lines {
+            let answer: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(answer.get("generation").is_some(), "{what}: {line}");
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_that_was_given_up_is_noticed_by_how_long_the_agent_runs() {
+    for up in [100, 0] {
+        let mut begun = Instant::now();
+        let mut upgrades = 0;
+        let (_kept, socket) = stand_in(move |request| {
+            if request.starts_with("POST /api/v1/upgrade ") {
+                upgrades += 1;
+                begun = Instant::now();
+                // This very process: it is there, and will not go on as an agent.
+                return serde_json::json!({"pid": std::process::id()});
+            }
+            let before = if upgrades == 0 { up } else { 0 };
+            status(7, before + begun.elapsed().saturating_sub(Duration::from_millis(500)).as_secs())
+        });
+        let begun = Instant::now();
+        let output = weir(&["upgrade", "--socket", &socket]);
+        assert_eq!(code(&output), 2);
+        let said = stderr(&output);
+        assert!(said.contains("did not run, and the one before goes on"), "{said}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
 }
 
 fn code(output: &Output) -> i32 {

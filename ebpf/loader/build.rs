@@ -1,5 +1,6 @@
-//! Checks that the committed kernel object was built from the sources beside it, and hands its
-//! digest to the crate. Building it takes a toolchain that users do not have: see `make ebpf`.
+//! Hands the digest of the committed kernel object to the crate. Building the object takes a toolchain
+//! that users do not have: see `make ebpf`. Whether it is what the sources beside it give,
+//! `ebpf/build.sh --check` says.
 
 use std::{env, fs, path::Path};
 

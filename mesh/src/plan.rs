@@ -80,7 +80,8 @@ pub struct Limits {
     pub nodes: u32,
     /// Services, with the reserved 0.
     pub services: u32,
-    /// Address ranges in lists of who may be a client.
+    /// Address ranges in lists of who may be a client. While a plan is applied there are up to twice
+    /// as many: new lists are written before old ones are removed.
     pub ranges: u32,
 }
 
@@ -270,7 +271,7 @@ impl Default for Limits {
             records: 65_536,
             nodes: 4_096,
             services: 65_536,
-            ranges: 65_536,
+            ranges: 32_768,
         }
     }
 }

@@ -54,10 +54,12 @@ impl Backend {
     /// The same use, in another state or with more addresses.
     pub(crate) fn update(&self, record: &BackendRecord) {
         self.record.store(Arc::new(*record));
-        self.active.store(record.state == BackendState::Active, Relaxed);
         if record.state == BackendState::Gone {
-            self.end();
+            return self.end();
         }
+        // A task that comes back, of which its node had said that it was down, is the same use.
+        self.gone.store(false, Relaxed);
+        self.active.store(record.state == BackendState::Active, Relaxed);
     }
 
     /// Nothing may have flows with it any more.
@@ -110,5 +112,52 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         self.0.flows.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::Ipv4Addr,
+        pin::{Pin, pin},
+        task::{Context, Poll, Waker},
+    };
+
+    use weir_mesh::{
+        Ident,
+        ident::Tag,
+        install::{BackendGeneration, ServiceId, Via},
+    };
+
+    use super::*;
+
+    fn record(state: BackendState) -> BackendRecord {
+        BackendRecord {
+            ident: Ident(1),
+            service: ServiceId(1),
+            generation: BackendGeneration(1),
+            tag: Tag(1),
+            state,
+            ipv4: Some(Ipv4Addr::LOCALHOST),
+            ipv6: None,
+            via: Via::Unreachable,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_comes_back_takes_flows_again_and_those_from_before_have_ended() {
+        let backend = Backend::new(&record(BackendState::Active));
+        let mut before = pin!(backend.ended());
+        assert_eq!(polled(before.as_mut()), Poll::Pending);
+        backend.update(&record(BackendState::Gone));
+        assert!(backend.is_gone() && !backend.is_active());
+        backend.update(&record(BackendState::Active));
+        assert!(backend.is_active() && !backend.is_gone());
+        assert_eq!(polled(before), Poll::Ready(()));
+        assert_eq!(polled(pin!(backend.ended())), Poll::Pending);
+    }
+
+    fn polled(future: Pin<&mut impl Future<Output = ()>>) -> Poll<()> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
     }
 }

@@ -32,12 +32,6 @@ pub enum HandoverError {
     /// It could not be written or read.
     #[error("the state of the agent before is unreadable: {0}")]
     Unreadable(String),
-    /// Of a version of weir that counts otherwise.
-    #[error("the state of the agent before has format {found}, and this one reads {FORMAT}")]
-    Format {
-        /// What was found.
-        found: u32,
-    },
     /// There are fewer files than the state names, or more.
     #[error("the state of the agent before names {named} files, and there are {found}")]
     Files {
@@ -48,8 +42,9 @@ pub enum HandoverError {
     },
 }
 
-/// Raised with every change of the state that an older reader would not understand.
-pub const FORMAT: u32 = 1;
+/// Raised with every change of the state that an older reader would not understand. Whoever is to go on
+/// names the format that it reads before anything is left to it.
+pub const FORMAT: u32 = 2;
 
 /// What the listeners of a proxy are told.
 #[derive(Clone, Debug, Default)]
@@ -133,18 +128,12 @@ impl Handover {
         }
         let state = State { installed, wishes, sockets };
         // With names: what has no value is left out, which would shift a list of values.
-        let state = rmp_serde::to_vec_named(&(FORMAT, state)).map_err(unreadable)?;
+        let state = rmp_serde::to_vec_named(&state).map_err(unreadable)?;
         Ok(Self { state, files })
     }
 
     pub(crate) fn unpack(self) -> Result<(State, Vec<Left>), HandoverError> {
-        let mut reader = rmp_serde::Deserializer::new(&self.state[..]);
-        // The number alone first: of another format nothing else can be read.
-        let found = first_of_two(&self.state).ok_or_else(|| unreadable("it has no format"))?;
-        if found != FORMAT {
-            return Err(HandoverError::Format { found });
-        }
-        let (_, state) = <(u32, State)>::deserialize(&mut reader).map_err(unreadable)?;
+        let state: State = rmp_serde::from_slice(&self.state).map_err(unreadable)?;
         let named = state.sockets.iter().map(|(_, sessions)| 1 + sessions.len()).sum();
         if named != self.files.len() {
             return Err(HandoverError::Files { named, found: self.files.len() });
@@ -158,14 +147,6 @@ impl Handover {
             left.push(Left { place: *place, socket, sessions: sessions.collect() });
         }
         Ok((state, left))
-    }
-}
-
-/// The number in front of the state: a list of two begins with 0x92, a small number is itself.
-fn first_of_two(bytes: &[u8]) -> Option<u32> {
-    match bytes {
-        [0x92, number @ 0..0x80, ..] => Some(u32::from(*number)),
-        _ => None,
     }
 }
 
@@ -233,10 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn another_format_and_a_file_too_few_are_refused_by_name() {
-        let mut other = handover();
-        other.state[1] = FORMAT as u8 + 1;
-        assert!(matches!(other.unpack(), Err(HandoverError::Format { found: 2 })));
+    fn a_file_too_few_and_a_state_that_is_cut_off_are_refused() {
         let mut short = handover();
         short.files.pop();
         assert!(matches!(short.unpack(), Err(HandoverError::Files { named: 6, found: 5 })));

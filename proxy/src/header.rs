@@ -167,6 +167,10 @@ fn parse_binary(bytes: &[u8]) -> Result<Option<Header<'_>>, HeaderError> {
     let length = FIXED + usize::from(u16::from_be_bytes([high, low]));
     let Some(whole) = bytes.get(..length) else { return Ok(None) };
     let rest = &whole[FIXED..];
+    if command == LOCAL {
+        // The sender speaks for itself: whatever follows, the family with it, is to be passed over.
+        return Ok(Some(Header { addresses: None, fields: Vec::new(), length }));
+    }
     let protocol = match family & 0x0f {
         2 => Protocol::Udp,
         _ => Protocol::Tcp,
@@ -182,7 +186,7 @@ fn parse_binary(bytes: &[u8]) -> Result<Option<Header<'_>>, HeaderError> {
     };
     let fields = parse_fields(fields)?;
     check(whole, &fields)?;
-    let addresses = addresses.filter(|_| command == PROXY).map(|known| (protocol, known));
+    let addresses = addresses.map(|known| (protocol, known));
     Ok(Some(Header { addresses, fields, length }))
 }
 

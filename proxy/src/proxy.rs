@@ -38,7 +38,7 @@ pub use succession::Remains;
 
 /// The userspace data plane. One owner applies operations; workers carry traffic.
 pub struct Proxy {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     installed: Installed,
     backends: HashMap<BackendIndex, Arc<Backend>>,
     services: HashMap<Ident, Arc<Service>>,
@@ -192,6 +192,13 @@ impl Proxy {
             | MapOp::SetRecord(..)
             | MapOp::RemoveRecord(_) => {}
         }
+    }
+
+    /// A first plan was applied as a whole: nodes and services are known, and what other nodes have handed
+    /// over until now is read. It waits till then, since nobody would be known.
+    pub fn settled(&self) {
+        // Later plans settle nothing more.
+        self.shared.settled.set(()).ok();
     }
 
     /// Tries again what could not be listened on, and closes what nobody needs any more.

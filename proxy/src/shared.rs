@@ -6,6 +6,7 @@ use std::{
 };
 
 use quinn_udp::UdpSocketState;
+use tokio::sync::SetOnce;
 
 use crate::{
     counters::{Reason, Tally},
@@ -21,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) tally: Tally,
     /// What this kernel can do with batches of datagrams.
     pub(crate) batches: UdpSocketState,
+    /// Set once the nodes and services of the mesh are known.
+    pub(crate) settled: SetOnce<()>,
     connections: AtomicUsize,
     epoch: Instant,
 }
@@ -36,6 +39,7 @@ impl Shared {
             directory: Directory::default(),
             tally: Tally::default(),
             batches,
+            settled: SetOnce::new(),
             connections: AtomicUsize::new(0),
             epoch: Instant::now(),
         }

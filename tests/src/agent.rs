@@ -54,7 +54,7 @@ impl AgentConfig {
             .set("tunnel.port", TUNNEL_PORT)
             .set("http.listen", format!("0.0.0.0:{HTTP_PORT}"))
             .set("socket.path", text(&socket(&host.inner)))
-            .set("state.path", text(&host.run_dir().join("state.json")))
+            .set("state.path", text(&state_dir(&host.inner).join("state.json")))
             .set("source.file.path", text(&host.inner.mesh_file));
         config
     }
@@ -312,6 +312,11 @@ fn run_uninstall(host: &Host, config: &Path) -> Result<()> {
     let said = fs::read_to_string(host.run_dir().join("uninstall.log")).unwrap_or_default();
     ensure!(status.success(), "weir uninstall: {status}: {}", said.trim());
     Ok(())
+}
+
+/// Where the agent of a host keeps its state, and nobody else anything.
+pub(crate) fn state_dir(host: &HostParts) -> PathBuf {
+    host.run_dir.join("state")
 }
 
 fn socket(host: &Arc<HostParts>) -> PathBuf {

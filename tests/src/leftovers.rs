@@ -1,11 +1,14 @@
-//! What weir may leave on a host: interfaces, attached programs, pins. Compared before and after.
+//! What weir may leave on a host: interfaces, attached programs, routes, pins, files of its state.
+//! Compared before and after.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use anyhow::{Context, Result};
 
+use crate::agent::state_dir;
 use crate::host::Host;
 
 /// Everything found, one sentence each.
@@ -34,8 +37,12 @@ impl Traces {
             traces.insert(format!("a clsact qdisc on {name}"));
         }
         traces.extend(host.run(routes));
+        traces.extend(host.run(routes6));
         let pins = fs::read_dir(&host.inner.pin_dir).into_iter().flatten().filter_map(Result::ok);
         traces.extend(pins.map(|pin| format!("the pin {}", pin.path().display())));
+        let files = fs::read_dir(state_dir(&host.inner)).into_iter().flatten();
+        let files = files.filter_map(Result::ok);
+        traces.extend(files.map(|file| format!("the file {}", file.path().display())));
         Ok(Self(traces))
     }
 
@@ -60,6 +67,22 @@ fn routes() -> Vec<String> {
     let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
     let foreign = fields.filter(|route| route.len() > 7 && !route[0].starts_with("eth"));
     foreign.map(|route| format!("a route to {}/{} on {}", route[1], route[7], route[0])).collect()
+}
+
+/// The same of IPv6. The kernel makes link-local and multicast routes for each interface when it has a
+/// carrier, in its own time.
+fn routes6() -> Vec<String> {
+    let table = fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default();
+    let route = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (to, length, interface) = (fields.first()?, fields.get(1)?, fields.last()?);
+        let to = Ipv6Addr::from_bits(u128::from_str_radix(to, 16).ok()?);
+        let length = u8::from_str_radix(length, 16).ok()?;
+        let own = to.is_unicast_link_local() || to.is_multicast();
+        let of_lab = ["eth", "veth-"].iter().any(|name| interface.starts_with(name));
+        (!own && !of_lab).then(|| format!("a route to {to}/{length} on {interface}"))
+    };
+    table.lines().filter_map(route).collect()
 }
 
 // enum bpf_attach_type, linux/bpf.h
@@ -156,12 +179,19 @@ mod tests {
         let cgroup = fs::File::open(host.cgroup().path()).unwrap();
         attach(18, 10, target(cgroup.as_raw_fd()));
         let _task = lab.task("n1", "web.1").unwrap();
-        host.netns().add_bridge("weir0", 1500, &[]).unwrap();
+        let relay = ("fd77:6569:7200::1".parse().unwrap(), 128);
+        host.netns().add_bridge("weir0", 1500, &[relay]).unwrap();
+        let state = state_dir(&host.inner);
+        fs::create_dir_all(&state).unwrap();
+        fs::write(state.join("state.json"), "").unwrap();
         let now = Traces::of(host).unwrap();
         let found: Vec<_> = now.beyond(&before).map(String::as_str).collect();
+        let file = format!("the file {}", state.join("state.json").display());
         let expected = [
             "a program at connect4 of the cgroup",
             "a program at tcx ingress of eth0",
+            "a route to fd77:6569:7200::1/128 on weir0",
+            file.as_str(),
             "the interface weir0",
         ];
         assert_eq!(found, expected);

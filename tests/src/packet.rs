@@ -18,8 +18,8 @@ use etherparse::{
 pub const ETH_LEN: usize = 14;
 
 /// Builds a packet from its description: `PROTOCOL SRC:PORT > DST:PORT [FLAGS] [KEY VALUE]…`, where
-/// the keys are `ttl`, `mss`, `data` (bytes of payload), `seq`, `ack`; and `nosum` for a UDP
-/// checksum of zero.
+/// the keys are `ttl`, `mss`, `data` (bytes of payload), `seq`, `ack`, `options` (of TCP, in
+/// hexadecimal digits); and `nosum` for a UDP checksum of zero.
 ///
 /// # Errors
 /// When the text is no packet.
@@ -71,6 +71,8 @@ struct Options {
     seq: u32,
     ack: u32,
     nosum: bool,
+    /// TCP options as they are on the wire.
+    raw: Option<Vec<u8>>,
 }
 
 impl Options {
@@ -78,6 +80,10 @@ impl Options {
         let mut options = Self { ttl: 64, ..Self::default() };
         let mut words = words.iter();
         while let Some(word) = words.next() {
+            if *word == "options" {
+                options.raw = Some(hex(words.next().context("a value is missing")?)?);
+                continue;
+            }
             let mut number = || -> Result<u32> {
                 words.next().context("a value is missing")?.parse().context("a value")
             };
@@ -106,8 +112,17 @@ impl Options {
         if let Some(mss) = self.mss {
             tcp.set_options(&[TcpOptionElement::MaximumSegmentSize(mss)])?;
         }
+        if let Some(raw) = &self.raw {
+            tcp.set_options_raw(raw)?;
+        }
         Ok(tcp)
     }
+}
+
+fn hex(digits: &str) -> Result<Vec<u8>> {
+    let byte = |at| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let bytes: Option<_> = (0..digits.len()).step_by(2).map(byte).collect();
+    bytes.with_context(|| format!("{digits:?} are no pairs of hexadecimal digits"))
 }
 
 /// Describes a packet in the form that [`build`] takes, with the checksums verified.
@@ -221,9 +236,14 @@ fn tcp_text(
     if !flags.is_empty() {
         text = format!("{text} {flags}");
     }
-    for option in header.options_iterator().flatten() {
-        if let TcpOptionElement::MaximumSegmentSize(mss) = option {
-            text = format!("{text} mss {mss}");
+    match header.options.as_slice() {
+        [] => {}
+        [2, 4, high, low] => {
+            text = format!("{text} mss {}", u16::from_be_bytes([*high, *low]));
+        }
+        raw => {
+            text.push_str(" options ");
+            raw.iter().for_each(|byte| write!(text, "{byte:02x}").unwrap_or_default());
         }
     }
     for (name, number) in [("seq", header.sequence_number), ("ack", header.acknowledgment_number)] {
@@ -274,6 +294,7 @@ mod tests {
         for text in [
             "tcp 10.77.0.101:40000 > 10.77.0.11:8080 S mss 1460 seq 7 ttl 64",
             "tcp [fd77::101]:40000 > [fd77::11]:8080 AP seq 7 ack 9 data 100 ttl 3",
+            "tcp 10.77.0.101:40000 > 10.77.0.11:8080 S options 01020405b4000000 ttl 64",
             "udp 10.77.0.101:40000 > 10.77.0.11:5353 data 12 ttl 64",
             "udp 10.77.0.101:40000 > 10.77.0.11:5353 data 12 nosum ttl 64",
         ] {

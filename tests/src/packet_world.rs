@@ -29,7 +29,7 @@ pub const UPLINK: u32 = 3;
 /// The host side of a local task's veth.
 pub const VETH: u32 = 9;
 
-/// The node `n1`: 10.77.0.11 and fd77::11, also 10.77.0.21.
+/// The node `n1`: 10.77.0.11 and fd77::11, also 10.77.0.21 and fd77::21.
 pub struct World {
     trial: Trial,
     planner: Planner,
@@ -66,7 +66,7 @@ impl World {
             source6: Ip6::new("fd77::11".parse::<Ipv6Addr>()?.octets()),
             ..Config::default()
         };
-        let own: Vec<IpAddr> = ["10.77.0.11", "10.77.0.21", "fd77::11"]
+        let own: Vec<IpAddr> = ["10.77.0.11", "10.77.0.21", "fd77::11", "fd77::21"]
             .iter()
             .map(|a| a.parse())
             .collect::<Result<_, _>>()?;
@@ -180,7 +180,8 @@ impl World {
     /// # Errors
     /// When the flow tables cannot be read.
     pub fn trace(&self, asked: &Question) -> Result<Answer> {
-        let own = ["10.77.0.11", "10.77.0.21", "fd77::11"].iter().map(|addr| addr.parse());
+        let own =
+            ["10.77.0.11", "10.77.0.21", "fd77::11", "fd77::21"].iter().map(|addr| addr.parse());
         let host = trace::Host {
             own: own.collect::<Result<_, _>>()?,
             source4: Some("10.77.0.11".parse()?),

@@ -152,3 +152,20 @@ fn without_offloads_over_mtu_9000_and_tasks_of_1500_with_strict_rp_filter() {
 fn with_offloads_over_mtu_1500_with_strict_rp_filter() {
     all(Lab::builder().offloads(Offloads::On).rp_filter(1), 1400, 7);
 }
+
+#[test]
+fn without_offloads_over_mtu_1450_without_rp_filter() {
+    let builder = Lab::builder().offloads(Offloads::Off).fabric_mtu(1450).gateway_mtu(1450);
+    all(builder.rp_filter(0), 1350, 7);
+}
+
+#[test]
+fn with_offloads_over_mtu_1500_without_rp_filter() {
+    all(Lab::builder().offloads(Offloads::On).rp_filter(0), 1400, 7);
+}
+
+#[test]
+fn without_offloads_over_mtu_9000_with_loose_rp_filter() {
+    let builder = Lab::builder().offloads(Offloads::Off).fabric_mtu(9000).gateway_mtu(9000);
+    all(builder.rp_filter(2), 8800, 97);
+}

@@ -17,7 +17,7 @@ use weir_tests::firewall::{IngressPort, tcp, udp};
 use weir_tests::lab::command;
 use weir_tests::task::task_program;
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{Agent, AgentConfig, Cases, How, Lab, Probe, Process, Scene, eventually};
+use weir_tests::{Agent, AgentConfig, Cases, Host, How, Lab, Probe, Process, Scene, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PORT: u16 = 8080;
@@ -358,8 +358,21 @@ fn uninstall_leaves_nothing_and_ends_forwarding() {
     let mut scene = scene();
     scene.start().unwrap();
     all_is_well(&scene).unwrap();
+    let state = |host: &Host| host.run_dir().join("state");
+    for agent in &scene.agents {
+        agent.cli(&["drain", "node"]).unwrap();
+        let state = state(agent.host());
+        // As in a Swarm, and as when the agent is killed in the middle of writing.
+        for name in ["state.peers.json", "state.1.new"] {
+            fs::write(state.join(name), "").unwrap();
+        }
+        for name in ["state.json", "state.drained.json"] {
+            assert!(state.join(name).exists(), "{name}");
+        }
+    }
     for agent in &scene.agents {
         assert_eq!(agent.uninstall(), Vec::<String>::new());
+        assert_eq!(fs::read_dir(state(agent.host())).unwrap().count(), 0);
         assert!(!agent.host().pin_dir().exists());
     }
     for host in scene.lab.hosts() {

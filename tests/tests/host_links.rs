@@ -131,6 +131,13 @@ impl Linked {
         Ok(all.into_iter().find(|subsystem| subsystem["name"] == "cluster link"))
     }
 
+    /// Who is silent by `weir nodes`.
+    fn silent(&self, host: &str) -> Vec<String> {
+        let table = self.scene.agent(host).cli(&["nodes"]).unwrap();
+        let rows = table.lines().filter_map(|row| row.strip_suffix("  silent"));
+        rows.filter_map(|row| row.split(' ').next()).map(str::to_owned).collect()
+    }
+
     /// Waits until the kernel of `host` has a task in a state, and its agent says why.
     fn wait_task(&self, host: &str, task: &str, state: &str, why: &str) {
         eventually(&format!("{task} to be {state} on {host}"), 10 * SECOND, || {
@@ -208,11 +215,15 @@ fn a_silent_host_gets_no_new_flows_after_a_second_and_is_back_when_it_speaks() {
     assert!(failed_for <= LIMIT, "{failed_for:?}: {report}");
     for host in MANAGERS {
         linked.wait_task(host, "web.3", "draining", "n3 is silent");
+        assert_eq!(linked.silent(host), ["n3"]);
     }
+    // Nobody tells it who is there.
+    assert_eq!(linked.silent("n3"), [""; 0]);
 
     linked.scene.lab.plug("n3").unwrap();
     for host in MANAGERS {
         linked.wait_task(host, "web.3", "active", "");
+        assert_eq!(linked.silent(host), [""; 0]);
     }
     linked.wait_link("n3", "ok", "");
     // Its interface is another one, which its agent has to find first.

@@ -24,6 +24,27 @@ pub struct Look {
     pub drops: Drops,
 }
 
+/// Looks, one after another.
+#[derive(Debug)]
+pub struct Looks {
+    last: Look,
+}
+
+impl Looks {
+    /// The first one, of which there is nothing to tell.
+    pub fn new(first: Look) -> Self {
+        Self { last: first }
+    }
+
+    /// What happened since the look before. Drops and flows may be read at different times: counters
+    /// that were not read again have counted nothing since, and are told when they are.
+    pub fn next(&mut self, look: Look) -> Vec<Event> {
+        let told = events(&self.last, &look);
+        self.last = look;
+        told
+    }
+}
+
 /// Something that has changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
@@ -74,7 +95,7 @@ impl EventKind {
 }
 
 /// What happened between two looks, what matters most first.
-pub fn events(before: &Look, after: &Look) -> Vec<Event> {
+fn events(before: &Look, after: &Look) -> Vec<Event> {
     let mut events = drops(before, after);
     subsystems(before, after, &mut events);
     tasks(before, after, &mut events);
@@ -213,6 +234,23 @@ mod tests {
             tasks: serde_json::from_value(part("tasks")).unwrap(),
             drops: serde_json::from_value(part("drops")).unwrap(),
         }
+    }
+
+    #[test]
+    fn what_happened_is_told_once_whatever_was_read_first() {
+        let first = look(1, 5, 10, "active", "ok");
+        let later = look(2, 11, 30, "active", "ok");
+        let mut looks = Looks::new(first.clone());
+        let mut told = Vec::new();
+        // Drops were read again and flows were not; then both; then neither.
+        told.extend(looks.next(Look { drops: later.drops.clone(), ..first }));
+        told.extend(looks.next(later.clone()));
+        told.extend(looks.next(later));
+        let of = |kind: EventKind| -> Vec<Option<u64>> {
+            told.iter().filter(|it| it.kind == kind).map(|it| it.count).collect()
+        };
+        assert_eq!(of(EventKind::Drop), [Some(6)]);
+        assert_eq!(of(EventKind::Flows), [Some(20)]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use weir_mesh::{
 };
 
 use super::names::Names;
-use crate::{document::nearest, reconciler::FlowSource};
+use crate::{document::missing, reconciler::FlowSource};
 
 /// More than these are never listed, nor ended at once.
 pub const MOST: usize = 10_000;
@@ -283,11 +283,4 @@ impl Wanted {
 
 fn unmapped(address: IpAddr) -> IpAddr {
     address.to_canonical()
-}
-
-fn missing<'a>(kind: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    match nearest(name, known) {
-        Some(near) => format!("no {kind} \"{name}\"; did you mean \"{near}\"?"),
-        None => format!("no {kind} \"{name}\"; weir tasks lists them all"),
-    }
 }

@@ -59,13 +59,12 @@ fn query(
     kind: &str,
     from: Option<IpAddr>,
 ) -> Result<Condition, Failed> {
-    let sendable =
-        |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && !b"&#%=?".contains(&byte));
-    if !sendable(name) || !sendable(kind) {
-        return Err(format!("\"{name}\" {kind}: write letters, digits, \"-\", \"_\" and dots"));
-    }
+    let part = |key, text| {
+        client::value(key, text)
+            .map_err(|problem| format!("{problem}: write letters, digits, \"-\", \"_\" and dots"))
+    };
     let from = from.map(|from| format!("&from={from}")).unwrap_or_default();
-    let path = format!("/api/v1/dns/query?name={name}&type={kind}{from}");
+    let path = format!("/api/v1/dns/query?{}{}{from}", part("name", name)?, part("type", kind)?);
     let said: QueryView = client::get(&agent.socket, &path)?;
     let answered = ["No Error", "Non-Existent Domain"].contains(&said.code.as_str());
     if agent.output.output == Format::Json {

@@ -1,9 +1,21 @@
 //! `weir drain`, `weir undrain`: an operator's own decisions on this node.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::{AgentArgs, Failed, client, table::Table, watch::Shown};
 use crate::{drain::Drained, health::Condition};
+
+/// Which task.
+#[derive(Debug, Args)]
+pub(super) struct TaskArgs {
+    /// Its name, as weir tasks and weir drain list show it
+    name: String,
+    /// Its service, where tasks of more than one have the name
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    #[command(flatten)]
+    agent: AgentArgs,
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DrainCommand {
@@ -18,15 +30,7 @@ pub(super) enum DrainCommand {
         after_help = "Examples:\n  weir drain task web.1\n  weir drain task web.1 --service web\n  weir flows \
                       --backend web.1"
     )]
-    Task {
-        /// Its name, as weir tasks lists it
-        name: String,
-        /// Its service, where tasks of more than one have the name
-        #[arg(long, value_name = "NAME")]
-        service: Option<String>,
-        #[command(flatten)]
-        agent: AgentArgs,
-    },
+    Task(TaskArgs),
     /// Give the tasks of this node no new flows, and let /readyz answer 503; flows go on
     ///
     /// For a load balancer before the nodes, which then sends new clients to other nodes; those that
@@ -42,15 +46,7 @@ pub(super) enum DrainCommand {
 pub(super) enum UndrainCommand {
     /// Let a task have new flows again
     #[command(after_help = "Example:\n  weir undrain task web.1")]
-    Task {
-        /// Its name, as weir drain list shows it
-        name: String,
-        /// Its service, where tasks of more than one have the name
-        #[arg(long, value_name = "NAME")]
-        service: Option<String>,
-        #[command(flatten)]
-        agent: AgentArgs,
-    },
+    Task(TaskArgs),
     /// Let the tasks of this node have new flows again
     #[command(after_help = "Example:\n  weir undrain node && weir status --wait 30s")]
     Node(AgentArgs),
@@ -61,9 +57,7 @@ pub(super) enum UndrainCommand {
 
 pub(super) fn drain(command: &DrainCommand) -> Result<Condition, Failed> {
     match command {
-        DrainCommand::Task { name, service, agent } => {
-            act(agent, &format!("/api/v1/drain?{}", named(name, service.as_deref())?))
-        }
+        DrainCommand::Task(task) => act(&task.agent, &format!("/api/v1/drain?{}", task.query()?)),
         DrainCommand::Node(agent) => act(agent, "/api/v1/drain?node=true"),
         DrainCommand::List(agent) => {
             let drained: Drained = client::get(&agent.socket, "/api/v1/drained")?;
@@ -74,17 +68,19 @@ pub(super) fn drain(command: &DrainCommand) -> Result<Condition, Failed> {
 
 pub(super) fn undrain(command: &UndrainCommand) -> Result<Condition, Failed> {
     match command {
-        UndrainCommand::Task { name, service, agent } => {
-            act(agent, &format!("/api/v1/undrain?{}", named(name, service.as_deref())?))
+        UndrainCommand::Task(task) => {
+            act(&task.agent, &format!("/api/v1/undrain?{}", task.query()?))
         }
         UndrainCommand::Node(agent) => act(agent, "/api/v1/undrain?node=true"),
         UndrainCommand::All(agent) => act(agent, "/api/v1/undrain?all=true"),
     }
 }
 
-fn named(task: &str, service: Option<&str>) -> Result<String, Failed> {
-    let service = service.map(|service| client::value("service", service)).transpose()?;
-    Ok(client::value("task", task)? + &service.unwrap_or_default())
+impl TaskArgs {
+    fn query(&self) -> Result<String, Failed> {
+        let service = self.service.as_ref().map(|service| client::value("service", service));
+        Ok(client::value("task", &self.name)? + &service.transpose()?.unwrap_or_default())
+    }
 }
 
 fn act(agent: &AgentArgs, path: &str) -> Result<Condition, Failed> {
@@ -93,7 +89,7 @@ fn act(agent: &AgentArgs, path: &str) -> Result<Condition, Failed> {
 }
 
 fn show(agent: &AgentArgs, drained: &Drained) -> Result<Condition, Failed> {
-    Shown::new(&agent.output, drained, Condition::Ok, || text(drained))?.print()
+    Shown::new(&agent.output, false, drained, Condition::Ok, || text(drained))?.print()
 }
 
 fn text(drained: &Drained) -> String {

@@ -85,7 +85,8 @@ pub(super) fn flows(args: &FlowsArgs) -> Result<Condition, Failed> {
 fn list(args: &FlowsArgs) -> Result<Condition, Failed> {
     let path = format!("/api/v1/flows?limit={}{}", args.limit, args.filter.query()?);
     let answer: Flows = client::get(&args.agent.socket, &path)?;
-    let shown = Shown::new(&args.agent.output, &answer, Condition::Ok, || text(&answer))?.print();
+    let shown =
+        Shown::new(&args.agent.output, false, &answer, Condition::Ok, || text(&answer))?.print();
     // JSON says so itself.
     if answer.more && args.agent.output.output == Format::Table {
         eprintln!("weir: there are more; --limit shows up to 10000, filters show fewer");
@@ -120,7 +121,7 @@ fn kill(
 ) -> Result<Condition, Failed> {
     let path = format!("/api/v1/flows/kill?all={all}&limit={limit}{}", filter.query()?);
     let killed: Killed = client::post(&agent.socket, &path)?;
-    Shown::new(&agent.output, &killed, Condition::Ok, || killed_text(&killed))?.print()
+    Shown::new(&agent.output, false, &killed, Condition::Ok, || killed_text(&killed))?.print()
 }
 
 fn killed_text(killed: &Killed) -> String {

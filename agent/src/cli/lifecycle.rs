@@ -15,7 +15,7 @@ use crate::{
     health::Condition,
     lock::Lock,
     logging::Logging,
-    memory,
+    memory, state,
     upgrade::{self, Heritage, Outcome},
 };
 
@@ -85,8 +85,10 @@ pub(super) fn uninstall(args: &ConfigArgs, output: &OutputArgs) -> Result<Condit
     let socket = Lock::of_socket(&config.socket).map_err(running)?;
     let (mut removed, errors) = Dataplane::uninstall(&config.dataplane_options());
     let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    for file in [&config.state, &config.socket] {
-        match fs::remove_file(file) {
+    let mut files = state::all_files(&config.state);
+    files.push(config.socket.clone());
+    for file in files {
+        match fs::remove_file(&file) {
             Ok(()) => removed.push(file.display().to_string()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => errors.push(format!("remove {}: {error}", file.display())),

@@ -15,7 +15,7 @@ use super::{
     table::{json, print},
 };
 use crate::{
-    api::{Event, EventKind, Look, events},
+    api::{Event, EventKind, Look, Looks},
     health::Condition,
 };
 
@@ -47,7 +47,7 @@ pub(super) struct Line<'a> {
 
 pub(super) fn monitor(args: &MonitorArgs) -> Result<Condition, Failed> {
     let deadline = args.time.map(|time| Instant::now() + time);
-    let mut before = look(args)?;
+    let mut looks = Looks::new(look(args)?);
     if let Some(name) = &args.service {
         super::services::one_service(&args.agent.socket, name)?;
     }
@@ -66,19 +66,12 @@ pub(super) fn monitor(args: &MonitorArgs) -> Result<Condition, Failed> {
             }
         };
         lost = None;
-        let all = events(&before, &after);
+        let all = looks.next(after);
         let text: Result<String, Failed> =
             all.iter().filter(|event| wanted(args, event)).map(|event| line(args, event)).collect();
         if !print(&text?) {
             break;
         }
-        // Counters that were not read again show nothing until they are.
-        let read = after.drops.counters_at_ms != before.drops.counters_at_ms
-            && after.services.counters_at_ms != before.services.counters_at_ms;
-        before = match read {
-            true => after,
-            false => Look { drops: before.drops, services: before.services, ..after },
-        };
     }
     Ok(Condition::Ok)
 }

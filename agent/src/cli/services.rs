@@ -17,7 +17,7 @@ use crate::{
         self, CountersView, PortState, PortView, Rate, Rates, ServiceView, Services, Status,
         TaskView, VipView,
     },
-    document::nearest,
+    document::missing,
     health::Condition,
 };
 
@@ -116,20 +116,16 @@ fn shown(args: &ServicesArgs, answer: &Services, rates: Option<&Rates>) -> Resul
 
 pub(super) fn one_service(socket: &SocketArgs, name: &str) -> Result<Services, Failed> {
     // What cannot stand in a request line is no name of a service either.
-    let sendable = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"&#%".contains(&byte));
-    if sendable {
-        let answer: Services = client::get(socket, &format!("/api/v1/services?name={name}"))?;
+    if let Ok(query) = client::value("name", name) {
+        let answer: Services = client::get(socket, &format!("/api/v1/services?{query}"))?;
         if !answer.services.is_empty() || answer.generation.is_none() {
             return Ok(answer);
         }
     }
     let mut all: Services = client::get(socket, "/api/v1/services")?;
-    let hint = match nearest(name, all.services.iter().map(|service| service.name.as_str())) {
-        Some(near) => format!("did you mean \"{near}\"?"),
-        None => "weir services lists them all".to_owned(),
-    };
+    let problem = missing("service", name, all.services.iter().map(|it| it.name.as_str()));
     all.services.retain(|service| service.name.as_str() == name);
-    if all.services.is_empty() { Err(format!("no service \"{name}\"; {hint}")) } else { Ok(all) }
+    if all.services.is_empty() { Err(problem) } else { Ok(all) }
 }
 
 fn services_text(answer: &Services, stats: bool) -> String {

@@ -28,7 +28,7 @@ pub(super) fn status(
     if wait.is_none() {
         return watch.show(|| {
             let status = client::get(&agent.socket, "/api/v1/status")?;
-            shown_status(agent, &status)
+            shown_status(agent, watch.is_on(), &status)
         });
     }
     let deadline = wait.map(|wait| Instant::now() + wait);
@@ -41,11 +41,11 @@ pub(super) fn status(
             _ => thread::sleep(Duration::from_millis(100)),
         }
     };
-    shown_status(agent, &status)?.print()
+    shown_status(agent, false, &status)?.print()
 }
 
-fn shown_status(agent: &AgentArgs, status: &Status) -> Result<Shown, Failed> {
-    Shown::new(&agent.output, status, status.condition, || status_text(status))
+fn shown_status(agent: &AgentArgs, compact: bool, status: &Status) -> Result<Shown, Failed> {
+    Shown::new(&agent.output, compact, status, status.condition, || status_text(status))
 }
 
 fn status_text(status: &Status) -> String {
@@ -80,7 +80,7 @@ fn uptime(seconds: u64) -> String {
 pub(super) fn nodes(agent: &AgentArgs, watch: &WatchArgs) -> Result<Condition, Failed> {
     watch.show(|| {
         let answer: Nodes = client::get(&agent.socket, "/api/v1/nodes")?;
-        Shown::new(&agent.output, &answer, Condition::Ok, || nodes_text(&answer))
+        Shown::new(&agent.output, watch.is_on(), &answer, Condition::Ok, || nodes_text(&answer))
     })
 }
 
@@ -89,11 +89,15 @@ fn nodes_text(answer: &Nodes) -> String {
         return NO_SNAPSHOT.to_owned();
     }
     let mut table = Table::default();
-    table.row(["Node", "Address", "Tasks", ""]);
+    table.row(["Node", "Address", "Tasks", "State"]);
     for node in &answer.nodes {
         let (address, tasks) = (node.address.to_string(), node.tasks.to_string());
-        let here = if node.here { "this node" } else { "" };
-        table.row([node.name.as_str(), &address, &tasks, here]);
+        let state = match (node.here, node.silent) {
+            (true, _) => "this node",
+            (false, true) => "silent",
+            (false, false) => "",
+        };
+        table.row([node.name.as_str(), &address, &tasks, state]);
     }
     table.text()
 }

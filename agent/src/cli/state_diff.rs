@@ -95,7 +95,7 @@ pub(super) fn diff(args: &StateDiffArgs) -> Result<Condition, Failed> {
         true => Condition::Ok,
         false => Condition::Degraded,
     };
-    Shown::new(&args.agent.output, &answer, condition, || text(&answer))?.print()
+    Shown::new(&args.agent.output, false, &answer, condition, || text(&answer))?.print()
 }
 
 fn compared(args: &StateDiffArgs) -> Result<Answer, Failed> {

@@ -37,7 +37,7 @@ pub(super) fn tasks(args: &TasksArgs) -> Result<Condition, Failed> {
             answer.tasks.retain(|task| task.node.as_str() == node);
         }
         let condition = answer.condition();
-        Shown::new(&args.agent.output, &answer, condition, || text(&answer))
+        Shown::new(&args.agent.output, args.watch.is_on(), &answer, condition, || text(&answer))
     })
 }
 

@@ -102,7 +102,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<Condition, Failed> {
     let path = format!("/api/v1/trace?client={address}{port}&to={to}&protocol={protocol}");
     let answer: Trace = client::get(&args.agent.socket, &path)?;
     let condition = answer.condition();
-    let shown = Shown::new(&args.agent.output, &answer, condition, || text(&answer))?;
+    let shown = Shown::new(&args.agent.output, false, &answer, condition, || text(&answer))?;
     shown.print()
 }
 

@@ -1,7 +1,6 @@
 //! `weir upgrade`.
 
 use std::{
-    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -23,16 +22,21 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) fn run(agent: &AgentArgs) -> Result<Condition, Failed> {
     let before: Status = client::get(&agent.socket, "/api/v1/status")?;
+    let asked = Instant::now();
     let Upgrade { pid } = client::post_patiently(&agent.socket, "/api/v1/upgrade", CALL)?;
     let until = Instant::now() + RUNS;
     let mut was_silent = false;
     let status = loop {
+        let passed = asked.elapsed().as_secs();
         match client::get::<Status>(&agent.socket, "/api/v1/status") {
             Ok(status) if status.pid == pid && status.condition != Condition::Failed => {
                 break status;
             }
-            // The agent before may have been silent for less than a pause.
-            Ok(status) if status.pid == before.pid && (was_silent || !runs(pid)) => {
+            // An agent that has begun anew has run for less than the time that has passed.
+            Ok(status)
+                if status.pid == before.pid
+                    && (was_silent || status.uptime_seconds < before.uptime_seconds + passed) =>
+            {
                 return Err(format!(
                     "the new agent (pid {pid}) did not run, and the one before goes on; its log says \
                      why"
@@ -59,8 +63,4 @@ pub(super) fn run(agent: &AgentArgs) -> Result<Condition, Failed> {
         ));
     }
     Ok(Condition::Ok)
-}
-
-fn runs(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
 }

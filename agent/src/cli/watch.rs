@@ -38,16 +38,17 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    /// The answer in the wanted form.
+    /// The answer in the wanted form; `compact`: JSON is one line.
     pub(super) fn new(
         output: &OutputArgs,
+        compact: bool,
         answer: &impl Serialize,
         condition: Condition,
         table: impl FnOnce() -> String,
     ) -> Result<Self, Failed> {
         let text = match output.output {
             Format::Table => table(),
-            Format::Json => json(answer, false)?,
+            Format::Json => json(answer, compact)?,
         };
         Ok(Self { text, condition })
     }

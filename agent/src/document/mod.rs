@@ -6,7 +6,7 @@ mod suggest;
 mod value;
 
 pub use fault::{Fault, Findings, Place};
-pub use suggest::nearest;
+pub use suggest::{missing, nearest};
 pub use value::{Table, Value, parse_duration};
 
 use std::ops::Range;

@@ -12,6 +12,15 @@ pub fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) ->
         .map(|(_, candidate)| candidate)
 }
 
+/// What is said of a service or a task that is not there; `weir services` and `weir tasks` are where
+/// one looks for its name.
+pub fn missing<'c>(kind: &str, name: &str, known: impl IntoIterator<Item = &'c str>) -> String {
+    match nearest(name, known) {
+        Some(near) => format!("no {kind} \"{name}\"; did you mean \"{near}\"?"),
+        None => format!("no {kind} \"{name}\"; weir {kind}s lists them all"),
+    }
+}
+
 /// Optimal string alignment distance.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
@@ -32,7 +41,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::{missing, nearest};
 
     #[test]
     fn a_slip_of_the_keyboard_is_recognised() {
@@ -40,6 +49,16 @@ mod tests {
         assert_eq!(nearest("adress", keys), Some("address"));
         assert_eq!(nearest("nmae", keys), Some("name"));
         assert_eq!(nearest("uplink", keys), Some("uplinks"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named_with_what_was_meant_or_where_to_look() {
+        assert_eq!(
+            missing("task", "wbe.1", ["web.1"]),
+            "no task \"wbe.1\"; did you mean \"web.1\"?"
+        );
+        let said = missing("service", "shop", ["web"]);
+        assert_eq!(said, "no service \"shop\"; weir services lists them all");
     }
 
     #[test]

@@ -6,11 +6,11 @@ use weir_mesh::MeshSnapshot;
 
 use super::{Refused, Routes, bad, json, unavailable, value_in};
 use crate::{
-    document::nearest,
+    document::missing,
     drain::{DrainedTask, Drains, Error},
 };
 
-/// What is to be drained, or not any more.
+/// What is not to be drained any more.
 enum What {
     Node,
     Tasks(Vec<DrainedTask>),
@@ -24,15 +24,20 @@ impl Routes {
 
     pub(super) async fn drain(&self, query: &str) -> Result<Response<Full<Bytes>>, Refused> {
         let drains = self.drains()?;
-        let snapshot = self.observer.now().await.view.snapshot.unwrap_or_default();
-        let what = match value_in(query, "task") {
-            Some(name) => What::Tasks(vec![in_mesh(&snapshot, name, value_in(query, "service"))?]),
-            None if value_in(query, "node") == Some("true") => What::Node,
+        let snapshot = self.observer.now().await.view.snapshot;
+        let known = snapshot.clone().unwrap_or_default();
+        let task = match value_in(query, "task") {
+            Some(name) => Some(in_mesh(&known, name, value_in(query, "service"))?),
+            None if value_in(query, "node") == Some("true") => None,
             None => return Err(bad("name a task, or node=true".to_owned())),
         };
-        let changed = drains.change(|drained| match what {
-            What::Node | What::All => drained.node = true,
-            What::Tasks(tasks) => drained.tasks.extend(tasks),
+        let changed = drains.change(|drained| {
+            // Those that have left the mesh are forgotten: in a Swarm none comes back.
+            if let Some(snapshot) = &snapshot {
+                drained.tasks.retain(|task| task.is_in(snapshot));
+            }
+            drained.node |= task.is_none();
+            drained.tasks.extend(task);
         });
         changed.await.map(|drained| json(&*drained)).map_err(refused)
     }
@@ -87,14 +92,7 @@ fn in_mesh(
             "there is a task \"{name}\" of {} and one of {}: name the service",
             one.service, other.service
         ))),
-        (None, _) => {
-            let near = nearest(name, all.iter().map(|task| task.task.as_str()));
-            let hint = match near {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => "weir tasks lists them all".to_owned(),
-            };
-            Err(bad(format!("no task \"{name}\"; {hint}")))
-        }
+        (None, _) => Err(bad(missing("task", name, all.iter().map(|task| task.task.as_str())))),
     }
 }
 

@@ -7,11 +7,12 @@ use tokio::{
     net::UnixStream,
     sync::watch,
 };
-use weir_mesh::{Ident, MeshSnapshot, NodeName, ServiceName, TaskName};
+use weir_mesh::{Ident, MeshSnapshot, NodeName, ServiceName, Task, TaskName, TaskState};
 
 use super::*;
 use crate::{
     config::{Config, Overrides, Settings},
+    drain::Drains,
     host::Host,
     listeners::ListenerTable,
     observe::{Judged, Planes},
@@ -41,7 +42,9 @@ fn config(directory: &Path) -> Config {
         cgroup: Some("/sys/fs/cgroup".into()),
     };
     let socket = directory.join("weir.sock");
-    let flags = Overrides::default().with_flag("socket.path", socket.to_str().unwrap());
+    let flags = Overrides::default()
+        .with_flag("socket.path", socket.to_str().unwrap())
+        .with_flag("compat.ipvs_metrics", "true");
     Settings::read(Path::new(""), "", &flags).unwrap().resolve(&host).unwrap()
 }
 
@@ -76,6 +79,10 @@ impl Agent {
             opened,
             Default::default(),
         );
+        let (findings, mut judge) = mpsc::channel(1);
+        let drains = Drains::begin(&directory.path().join("state.json"), findings).await;
+        tokio::spawn(async move { while judge.recv().await.is_some() {} });
+        let observer = observer.with_drains(Some(drains));
         let socket = bind_socket(&config.socket).unwrap();
         let routes = Routes::new(observer, metrics, mpsc::channel(1).0);
         tokio::spawn(Arc::new(routes).serve_socket(socket));
@@ -225,6 +232,70 @@ async fn every_metric_is_exported_once_there_is_something_to_tell() {
     ] {
         assert!(text.contains(&format!("# TYPE weir_{family} ")), "no {family} in\n{text}");
     }
+}
+
+#[tokio::test]
+async fn for_ipvs_dashboards_tasks_at_one_address_are_one_and_only_active_ones_have_a_weight() {
+    let agent = Agent::start().await;
+    let mut mesh = mesh(1, &[("web", 8080)]);
+    let web = Arc::make_mut(mesh.services.values_mut().next().unwrap());
+    // As on docker_gwbridge, where each node begins with the same address.
+    let at_same = |name: &str, node: &str, state| Task {
+        ipv4: web.tasks[1].ipv4,
+        state,
+        weight: 2,
+        ..Task::new(TaskName::new(name), NodeName::new(node))
+    };
+    let more =
+        [at_same("web.5", "n2", TaskState::Active), at_same("web.6", "n2", TaskState::Draining)];
+    web.tasks.extend(more);
+    agent.take(mesh).await;
+    let (_, text) = agent.get("/metrics").await;
+    let lines = |name: &str| -> Vec<String> {
+        let name = format!("node_ipvs_backend_{name}{{");
+        let lines = text.lines().filter(|line| line.starts_with(&name));
+        let line = |line: &str| {
+            let (_, from) = line.split_once("remote_address=\"").unwrap();
+            let (address, rest) = from.split_once('"').unwrap();
+            format!("{address} {}", rest.split_once("} ").unwrap().1)
+        };
+        lines.map(line).collect()
+    };
+    assert_eq!(lines("weight"), ["172.18.0.3 1", "172.18.0.4 3"], "{text}");
+    // Nobody has counted flows yet.
+    for name in ["connections_active", "connections_inactive"] {
+        assert_eq!(lines(name), ["172.18.0.3 0", "172.18.0.4 0"], "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_drained_task_that_left_the_mesh_degrades_nothing_and_is_forgotten_at_the_next_drain() {
+    let agent = Agent::start().await;
+    let drain = |status: &serde_json::Value| {
+        let mut subsystems = status["subsystems"].as_array().unwrap().iter();
+        subsystems.find(|it| it["name"] == "drain").map(|it| it["reason"].to_string())
+    };
+    agent.take(mesh(1, &[("api", 8081), ("web", 8080)])).await;
+    for task in ["api.3", "web.3", "web.4"] {
+        let (status, body) = agent.ask("POST", &format!("/api/v1/drain?task={task}")).await;
+        assert_eq!(status, 200, "{body}");
+    }
+    let told = drain(&agent.json("/api/v1/status").await).unwrap();
+    assert_eq!(told, "\"task api.3 of api is drained by hand (and 2 more)\"");
+
+    agent.take(mesh(2, &[("api", 8081)])).await;
+    let told = drain(&agent.json("/api/v1/status").await).unwrap();
+    assert_eq!(told, "\"task api.3 of api is drained by hand\"");
+    agent.take(mesh(3, &[("web", 8080)])).await;
+    assert_eq!(agent.ask("POST", "/api/v1/undrain?task=web.3").await.0, 200);
+    assert_eq!(agent.ask("POST", "/api/v1/undrain?task=web.4").await.0, 200);
+    assert_eq!(drain(&agent.json("/api/v1/status").await), None, "api.3 is gone");
+    let listed = agent.json("/api/v1/drained").await;
+    assert_eq!(listed["tasks"][0]["task"], "api.3", "until it is known that it is of no use");
+    assert_eq!(agent.ask("POST", "/api/v1/drain?task=web.4").await.0, 200);
+    let listed = agent.json("/api/v1/drained").await;
+    let tasks: Vec<_> = listed["tasks"].as_array().unwrap().iter().map(|it| &it["task"]).collect();
+    assert_eq!(tasks, ["web.4"]);
 }
 
 #[tokio::test]

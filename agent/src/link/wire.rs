@@ -283,9 +283,11 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Whether a whole frame is there.
+    /// Whether [`Decoder::frame`] has something to say at once: a whole frame is there, or the
+    /// beginning of one that is too long to be waited for.
     pub fn has_frame(&self) -> bool {
-        self.buffer.len() >= 4 && self.buffer.len() - 4 >= self.length()
+        let length = self.length();
+        self.buffer.len() >= 4 && (length > MOST_FRAME || self.buffer.len() - 4 >= length)
     }
 
     fn length(&self) -> usize {
@@ -320,5 +322,35 @@ impl Decoder {
             items.push(item);
         }
         Ok(Some(Frame { head, items, length }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_as_soon_as_it_says_so() {
+        let claim = (MOST_FRAME as u32 + 1).to_be_bytes();
+        let mut decoder = Decoder::default();
+        decoder.push(&claim[..3]);
+        assert!(!decoder.has_frame() && matches!(decoder.frame(), Ok(None)));
+        decoder.push(&claim[3..]);
+        assert!(decoder.has_frame(), "nobody looks for more of it");
+        let end = decoder.frame();
+        assert!(matches!(end, Err(Garbled::Long { length }) if length > MOST_FRAME), "{end:?}");
+    }
+
+    #[test]
+    fn a_frame_is_waited_for_until_its_last_byte() {
+        let bytes = Head::Beat { ready: true }.frame();
+        let mut decoder = Decoder::default();
+        for byte in &bytes {
+            assert!(!decoder.has_frame() && matches!(decoder.frame(), Ok(None)));
+            decoder.push(&[*byte]);
+        }
+        assert!(decoder.has_frame());
+        let frame = decoder.frame().expect("a frame").expect("a whole one");
+        assert_eq!(frame.head, Head::Beat { ready: true });
     }
 }

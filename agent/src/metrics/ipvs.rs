@@ -4,24 +4,26 @@
 //! have no marks: `local_mark` is the name of the service, which is what people look it up for. The
 //! rest of the labels is as node_exporter has it for such a service: no local address, port 0.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
-use weir_mesh::{Ident, Service, Task};
+use weir_mesh::{Ident, install::BackendState};
 
 use super::out::{CounterOf, Labels, Out, signed};
-use crate::{observe::Observation, reconciler::BackendStats};
+use crate::observe::Observation;
 
 /// One moment in the words of node_exporter 1.x, collector `ipvs`; for a registry without a prefix.
 #[derive(Clone)]
 pub(super) struct IpvsNames(pub(super) Observation);
 
-/// A task with its labels' texts.
-struct Backend<'a> {
-    service: &'a str,
-    address: String,
-    weight: u16,
-    stats: Option<BackendStats>,
+/// A service, and an address of tasks of it.
+type Name<'a> = (&'a str, String);
+
+/// All tasks of a service at one address: on Docker's gateway networks every node gives out the same.
+#[derive(Default)]
+struct Backend {
+    weight: u64,
+    active: u64,
 }
 
 const TOTALS: [CounterOf; 5] = [
@@ -36,34 +38,35 @@ impl IpvsNames {
     fn totals(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         for (name, help, value) in TOTALS {
             let sum = self.0.stats.frontends.values().map(value).sum();
-            out.counter(&format!("node_ipvs_{name}"), help, [(vec![], sum)])?;
+            out.count(&format!("node_ipvs_{name}"), help, sum)?;
         }
         Ok(())
     }
 
-    fn backends(&self) -> Vec<Backend<'_>> {
+    fn backends(&self) -> BTreeMap<Name<'_>, Backend> {
         let snapshot = self.0.view.snapshot.iter();
         let services = snapshot.flat_map(|snapshot| snapshot.services.values());
         let published = services.filter(|service| !service.ports.is_empty());
         let all: Vec<_> = published
-            .flat_map(|service| service.tasks.iter().map(|task| self.backend(service, task)))
+            .flat_map(|service| service.tasks.iter().map(move |task| (service, task)))
             .collect();
-        match all.len() > self.0.config.backend_limit {
-            true => vec![],
-            false => all,
+        if all.len() > self.0.config.backend_limit {
+            return BTreeMap::new();
         }
-    }
-
-    fn backend<'a>(&'a self, service: &'a Service, task: &'a Task) -> Backend<'a> {
-        let ident = Ident::of_task(&service.name, &task.name, &task.node);
-        let ipv4 = task.ipv4.map(|address| address.to_string());
-        let address = ipv4.or_else(|| task.ipv6.map(|address| address.to_string()));
-        Backend {
-            service: service.name.as_str(),
-            address: address.unwrap_or_default(),
-            weight: task.weight,
-            stats: self.0.stats.backend(&ident).copied(),
+        let mut backends = BTreeMap::<Name<'_>, Backend>::new();
+        for (service, task) in all {
+            let ident = Ident::of_task(&service.name, &task.name, &task.node);
+            let ipv4 = task.ipv4.map(|address| address.to_string());
+            let address = ipv4.or_else(|| task.ipv6.map(|address| address.to_string()));
+            let name = (service.name.as_str(), address.unwrap_or_default());
+            let backend = backends.entry(name).or_default();
+            let Some(stats) = self.0.stats.backend(&ident) else { continue };
+            if stats.state == BackendState::Active {
+                backend.weight += u64::from(task.weight);
+            }
+            backend.active += stats.active;
         }
+        backends
     }
 }
 
@@ -72,31 +75,28 @@ impl Collector for IpvsNames {
         let mut out = Out(&mut encoder);
         self.totals(&mut out)?;
         let backends = self.backends();
-        let active = |backend: &Backend<'_>| backend.stats.map_or(0, |stats| stats.active);
-        let active = backends.iter().map(|it| (it.labels(), signed(active(it))));
+        let active = backends.iter().map(|(name, it)| (labels(name), signed(it.active)));
         let help = "The current active connections by local and remote address";
         out.gauge("node_ipvs_backend_connections_active", help, active)?;
         // Flows that have ended are forgotten, or are among the active ones until they time out.
-        let inactive = backends.iter().map(|it| (it.labels(), 0));
+        let inactive = backends.keys().map(|name| (labels(name), 0));
         let help = "The current inactive connections by local and remote address";
         out.gauge("node_ipvs_backend_connections_inactive", help, inactive)?;
-        let weight = backends.iter().map(|it| (it.labels(), i64::from(it.weight)));
+        let weight = backends.iter().map(|(name, it)| (labels(name), signed(it.weight)));
         let help = "The current backend weight by local and remote address";
         out.gauge("node_ipvs_backend_weight", help, weight)
     }
 }
 
-impl Backend<'_> {
-    fn labels(&self) -> Labels<'_> {
-        vec![
-            ("local_address", ""),
-            ("local_port", "0"),
-            ("remote_address", &self.address),
-            ("remote_port", "0"),
-            ("proto", "FWM"),
-            ("local_mark", self.service),
-        ]
-    }
+fn labels<'a>((service, address): &'a Name<'_>) -> Labels<'a> {
+    vec![
+        ("local_address", ""),
+        ("local_port", "0"),
+        ("remote_address", address),
+        ("remote_port", "0"),
+        ("proto", "FWM"),
+        ("local_mark", service),
+    ]
 }
 
 impl fmt::Debug for IpvsNames {

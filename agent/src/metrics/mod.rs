@@ -1,7 +1,7 @@
 //! `/metrics`: what the agent and the kernel count, in the OpenMetrics text format.
 
 mod ipvs;
-mod out;
+pub(crate) mod out;
 mod scrape;
 
 use std::fmt;
@@ -63,7 +63,7 @@ impl Metrics {
     /// The text for one scrape.
     pub fn encode(&self, now: Observation) -> Result<String, fmt::Error> {
         let mut moment = Registry::with_prefix("weir");
-        if let Some(LinkMoment { status, counters }) = now.link.clone() {
+        if let Some(LinkMoment { status, counters, .. }) = now.link.clone() {
             moment.register_collector(Box::new(LinkMetrics { status, counters }));
         }
         if let Some(dns) = now.dns.clone() {

@@ -79,11 +79,11 @@ impl Scrape {
 
     fn agent(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         let Self { now, agent } = self;
-        let build = agent.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let build: Labels<'_> = agent.iter().map(|(key, value)| (*key, value.as_str())).collect();
         out.gauge("build_info", "What this agent is", [(build, 1)])?;
         let generation = now.report.generation.map_or(0, |generation| generation.0);
         let help = "The newest snapshot that is whole in the data plane";
-        out.gauge("snapshot_generation", help, [(vec![], signed(generation))])?;
+        out.value("snapshot_generation", help, signed(generation))?;
         let source = match now.config.source {
             SourceConfig::File(_) => "file",
             SourceConfig::Docker(_) => "docker",
@@ -92,7 +92,7 @@ impl Scrape {
         let help = "Since the source last confirmed the desired state";
         out.gauge("source_age_seconds", help, [(vec![("source", source)], signed(confirmed))])?;
         let help = "Labels and the like that were not taken as they were written";
-        out.gauge("source_notes", help, [(vec![], now.source.notes.len() as i64)])?;
+        out.value("source_notes", help, now.source.notes.len() as i64)?;
         let errors = now
             .source
             .errors
@@ -105,11 +105,11 @@ impl Scrape {
         });
         out.gauge("dataplane_info", "Which data plane is at work", plane)?;
         let help = "Times that the kernel's maps were not what had been written";
-        out.counter("reconcile_drift", help, [(vec![], now.report.drift)])?;
+        out.count("reconcile_drift", help, now.report.drift)?;
         let help = "Changes that the kernel refused";
-        out.counter("reconcile_failures", help, [(vec![], now.report.failures)])?;
+        out.count("reconcile_failures", help, now.report.failures)?;
         let help = "What keeps the mesh from being served as it should be";
-        out.gauge("problems", help, [(vec![], now.report.problems.len() as i64)])
+        out.value("problems", help, now.report.problems.len() as i64)
     }
 
     fn kernel(&self, out: &mut Out<'_, '_>) -> fmt::Result {
@@ -125,7 +125,7 @@ impl Scrape {
             .map(|(direction, flows)| (vec![("direction", direction)], signed(flows)));
         out.gauge("flows", "Live entries of the flow tables", flows)?;
         let help = "Flow entries deleted because they had timed out";
-        out.counter("flows_expired", help, [(vec![], stats.expired_flows)])
+        out.count("flows_expired", help, stats.expired_flows)
     }
 
     fn services(&self, out: &mut Out<'_, '_>) -> fmt::Result {
@@ -153,7 +153,7 @@ impl Scrape {
             false => (self.all_services().flat_map(|service| self.tasks(service)).collect(), 0),
         };
         let help = "Tasks without metrics of their own: more than metrics.backend_limit";
-        out.gauge("backends_omitted", help, [(vec![], omitted as i64)])?;
+        out.value("backends_omitted", help, omitted as i64)?;
         let up = |row: &TaskRow<'_>| row.is(BackendState::Active);
         let up = rows.iter().map(|row| (row.labels(), up(row)));
         out.gauge("backend_up", "Whether the task takes new flows here", up)?;

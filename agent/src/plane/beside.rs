@@ -17,15 +17,17 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tracing::{error, info};
-use weir_mesh::{MeshSnapshot, NodeName, Service, ServiceName, install::Frontend};
+use weir_mesh::{MeshSnapshot, ServiceName};
 
-use super::{Chosen, Kind, Plane, UserPlane};
+use super::{
+    Chosen, Kind, Plane, UserPlane,
+    split::{Handing, Split, needs},
+};
 use crate::{
     config::Config,
     probes::{Finding, refusals},
     reconciler::{
-        self, Ceded, ReconcileReport,
-        needs::ports_of,
+        self, Ceded,
         thread::{Handle, Started},
     },
     snapshots::View,
@@ -62,6 +64,10 @@ struct Passed {
     view: Option<View>,
     /// Services that ask for the proxy, or did.
     known: BTreeSet<ServiceName>,
+    /// Ports on their way from the kernel to the proxy.
+    handing: Handing,
+    /// When the kernel may leave the next of them.
+    wake: Option<Instant>,
     by_kernel: Ceded,
     by_proxy: Option<Ceded>,
     /// Whether the proxy has been told of any.
@@ -93,6 +99,7 @@ impl Splitter {
                 try_again = Instant::now() + RETRY;
                 continue;
             }
+            let wake = passed.wake;
             let moved = async {
                 match &mut other {
                     Some(other) => other.changed().await.ok(),
@@ -104,6 +111,7 @@ impl Splitter {
                 changed = report.changed() => if changed.is_err() { return },
                 _ = moved => {}
                 () = sleep_until(try_again), if wanted => {}
+                () = sleep_until(wake.unwrap_or(try_again)), if wake.is_some() => {}
             }
         }
     }
@@ -131,7 +139,12 @@ impl Splitter {
         let known = passed.known.len();
         let needing = snapshot.services.values().filter(|service| needs(service));
         passed.known.extend(needing.map(|service| service.name.clone()));
-        let split = split(snapshot, &passed.known, &self.settings.node, &kernel, proxy.as_ref());
+        let services = || passed.known.iter().filter_map(|name| snapshot.services.get(name));
+        let (node, now) = (&self.settings.node, Instant::now());
+        passed.handing.look(services(), node, &kernel, proxy.as_ref(), now);
+        let handing = &passed.handing;
+        passed.wake = handing.next(now);
+        let split = Split::new(services(), node, &kernel, proxy.as_ref(), handing, now);
         let listened = proxy.map(|proxy| proxy.ports.as_ref().clone()).unwrap_or_default();
         let by_kernel = Ceded { ports: split.by_kernel, listened };
         if passed.by_kernel != by_kernel {
@@ -195,91 +208,4 @@ fn part(snapshot: &MeshSnapshot, known: &BTreeSet<ServiceName>) -> Arc<MeshSnaps
         networks: snapshot.networks.clone(),
         services: services.map(|(name, service)| (name.clone(), service.clone())).collect(),
     })
-}
-
-/// Who leaves the clients of which ports to the other.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Split {
-    by_kernel: BTreeSet<Frontend>,
-    by_proxy: BTreeSet<Frontend>,
-}
-
-fn split(
-    snapshot: &MeshSnapshot,
-    known: &BTreeSet<ServiceName>,
-    node: &NodeName,
-    kernel: &ReconcileReport,
-    proxy: Option<&ReconcileReport>,
-) -> Split {
-    let mut split = Split::default();
-    let listens = |port: &Frontend| {
-        proxy.is_some_and(|it| it.ports.contains(port) && !it.unserved.contains_key(port))
-    };
-    for service in known.iter().filter_map(|name| snapshot.services.get(name)) {
-        let ports = ports_of(service, node);
-        if needs(service) {
-            // What the kernel serves it goes on serving until the proxy listens.
-            split
-                .by_kernel
-                .extend(ports.filter(|port| !kernel.ports.contains(port) || listens(port)));
-        } else {
-            // And the other way round.
-            split
-                .by_proxy
-                .extend(ports.filter(|port| kernel.ports.contains(port) || !listens(port)));
-        }
-    }
-    split
-}
-
-fn needs(service: &Service) -> bool {
-    service.proxied.is_needed()
-}
-
-#[cfg(test)]
-mod tests {
-    use weir_mesh::proxied::{HeaderVersion, Proxied};
-
-    use super::*;
-    use crate::reconciler::fake::{frontend, mesh};
-
-    fn report(ports: &[u16]) -> ReconcileReport {
-        let ports = ports.iter().map(|port| frontend(*port)).collect();
-        ReconcileReport { ports: Arc::new(ports), ..ReconcileReport::default() }
-    }
-
-    /// `web` at 80 asks for a header, `zoo` at 81 did so once.
-    fn snapshot() -> MeshSnapshot {
-        let mut snapshot = mesh(1, &[("web", 80), ("zoo", 81)]);
-        let web = snapshot.services.get_mut(&ServiceName::new("web")).unwrap();
-        let header = Some(HeaderVersion::V2);
-        Arc::make_mut(web).proxied = Proxied { header, ..Proxied::default() };
-        snapshot
-    }
-
-    fn who(kernel: &[u16], proxy: Option<&[u16]>) -> [Vec<u16>; 2] {
-        let (snapshot, node) = (snapshot(), NodeName::new("n1"));
-        let known = snapshot.services.keys().cloned().collect();
-        let proxy = proxy.map(report);
-        let split = split(&snapshot, &known, &node, &report(kernel), proxy.as_ref());
-        [split.by_kernel, split.by_proxy].map(|of| of.iter().map(|port| port.port.get()).collect())
-    }
-
-    #[test]
-    fn what_is_new_goes_at_once_to_whom_it_belongs() {
-        assert_eq!(who(&[], None), [vec![80], vec![81]]);
-        assert_eq!(who(&[81], Some(&[80])), [vec![80], vec![81]]);
-    }
-
-    #[test]
-    fn the_kernel_serves_what_it_has_until_the_proxy_listens() {
-        assert_eq!(who(&[80, 81], Some(&[])), [vec![], vec![81]]);
-        assert_eq!(who(&[80, 81], Some(&[80])), [vec![80], vec![81]]);
-    }
-
-    #[test]
-    fn the_proxy_listens_until_the_kernel_serves() {
-        assert_eq!(who(&[], Some(&[80, 81])), [vec![80], vec![]]);
-        assert_eq!(who(&[81], Some(&[80, 81])), [vec![80], vec![81]]);
-    }
 }

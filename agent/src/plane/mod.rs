@@ -5,6 +5,7 @@
 
 pub mod beside;
 mod either;
+mod split;
 mod user;
 
 pub use either::Plane;

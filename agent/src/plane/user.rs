@@ -165,6 +165,7 @@ impl Kernel for UserPlane {
     /// All ports are listened on: what an earlier agent left in the kernel may go, and would take
     /// packets before the sockets see them.
     fn settled(&mut self) {
+        self.proxy.settled();
         let Some(before) = self.before.take().filter(|before| before.pin.exists()) else { return };
         let (removed, errors) = Dataplane::uninstall(&before);
         if !removed.is_empty() {

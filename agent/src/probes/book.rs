@@ -232,8 +232,7 @@ impl Book {
                 };
                 // Others know failing tasks, and that a failing task gets no new flows.
                 let told_others = by_hand && task.node == self.node;
-                let problem = || drain::REASON.to_owned();
-                let verdict = told_others.then(|| Verdict::Failing { problem: problem() });
+                let verdict = told_others.then(drained_by_hand);
                 let ejections = health.get(&ident).map_or(0, |known| known.ejections);
                 let told = TaskHealth {
                     service: service.name.clone(),
@@ -275,7 +274,8 @@ impl Book {
                 None => {
                     let wanted = before.is_none_or(|service| was_active(service, task));
                     let held = held.get(&ident).copied().filter(|_| wanted);
-                    Box::new(Entry::new(ident, task, held, service, now))
+                    let by_hand = self.drained.has(&self.node, &service.name, task);
+                    Box::new(Entry::new(ident, task, held, by_hand, service, now))
                 }
             };
             // On internal networks alone its node does not reach it; nobody could ask it.
@@ -351,7 +351,7 @@ impl Book {
         };
         let mut none = BTreeMap::new();
         let tasks = self.tasks.get_mut(name).unwrap_or(&mut none);
-        let spared = spared(&self.node, service, tasks);
+        let spared = spared(&self.node, service, tasks, &self.drained);
         tasks.iter_mut().for_each(|(task, entry)| {
             entry.conclude(spared.as_ref(), &self.node, name, task);
         });
@@ -389,10 +389,12 @@ impl Book {
 ///
 /// The verdicts on other nodes' tasks count where they are known: verdicts, not what followed from
 /// them. Two nodes that each spared theirs because of the other's would never come to an end.
+/// What is drained by hand is out whoever is left, as a failing task is.
 fn spared(
     node: &NodeName,
     service: &Service,
     tasks: &BTreeMap<TaskName, Box<Entry>>,
+    drained: &Drained,
 ) -> Option<Ejection> {
     let here = |task: &Task| task.node == *node;
     // In host mode the tasks of other nodes are no help to this one's clients.
@@ -402,6 +404,7 @@ fn spared(
     };
     let serving: Vec<&Task> = service.tasks.iter().filter(serves).collect();
     let verdict = |task: &&Task| match here(task) {
+        _ if drained.has(node, &service.name, task) => Some(drained_by_hand()),
         true => tasks.get(&task.name).and_then(|entry| entry.verdict()),
         false => task.verdict.clone(),
     };
@@ -411,6 +414,11 @@ fn spared(
     service.health.ejection.filter(|it| spares(serving.len(), failing, ejected, it))
 }
 
+/// What others are told of a task that is drained by hand, and what it counts as here.
+fn drained_by_hand() -> Verdict {
+    Verdict::Failing { problem: drain::REASON.to_owned() }
+}
+
 /// Whether a task of these names was to take new flows. One that was not there may have been.
 fn was_active(service: &Service, task: &Task) -> bool {
     let known = service.tasks.iter().find(|known| known.name == task.name);
@@ -418,17 +426,18 @@ fn was_active(service: &Service, task: &Task) -> bool {
 }
 
 impl Entry {
-    /// A task that is new, or that the kernel held when the agent began.
+    /// A task that is new, or that the kernel held when the agent began. `by_hand`: it is drained.
     fn new(
         ident: Ident,
         task: &Task,
         held: Option<BackendState>,
+        by_hand: bool,
         service: &Service,
         now: Moment,
     ) -> Self {
         let was_in = held == Some(BackendState::Active);
         // It was to have new flows and had none: it was out, and nobody knows since when, nor why.
-        let was_out = held.is_some() && !was_in && task.state == TaskState::Active;
+        let was_out = !by_hand && held.is_some() && !was_in && task.state == TaskState::Active;
         let settings = service.health.ejection.filter(|_| was_out);
         Self {
             ident,

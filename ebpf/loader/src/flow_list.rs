@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use weir_abi::{FlowKey, Forward, Ip4, Ip6, Reverse, Timeouts, flow_flag};
+use weir_abi::{FlowKey, Forward, Ip4, Ip6, Reverse, flow_flag};
 use weir_mesh::{
     Protocol,
     install::{BackendGeneration, BackendIndex, NodeIndex, ServiceId},
@@ -21,14 +21,10 @@ use weir_mesh::{
 use crate::{
     error::{Error, Tried as _},
     flows::limit,
-    records::Clock,
+    records::{Clock, timeouts_to_abi},
     store::Store,
     table::Table,
 };
-
-/// IP protocol numbers.
-const TCP: u32 = 6;
-const UDP: u32 = 17;
 
 /// The flow tables of a node, at one moment of its clock.
 pub struct FlowTables {
@@ -158,11 +154,7 @@ fn socket(address: impl Address, port: [u8; 2]) -> SocketAddr {
 }
 
 fn protocol(number: u32) -> Option<Protocol> {
-    match number {
-        TCP => Some(Protocol::Tcp),
-        UDP => Some(Protocol::Udp),
-        _ => None,
-    }
+    Protocol::ALL.into_iter().find(|protocol| u32::from(protocol.number()) == number)
 }
 
 /// The key of a forward table.
@@ -172,10 +164,7 @@ fn key<A: Address>(name: &FlowName) -> Option<FlowKey<A>> {
         dst: A::from_ip(name.asked.ip())?,
         sport: name.client.port().to_be_bytes(),
         dport: name.asked.port().to_be_bytes(),
-        protocol: match name.protocol {
-            Protocol::Tcp => TCP,
-            Protocol::Udp => UDP,
-        },
+        protocol: name.protocol.number().into(),
     })
 }
 
@@ -293,21 +282,9 @@ impl FlowTables {
         };
         let Some((Some(flow), entry)) = found else { return Ok(None) };
         let udp = name.protocol == Protocol::Udp;
-        let limit = limit(&self.timeouts(timeouts), entry.flags, udp);
+        let limit = limit(&timeouts_to_abi(timeouts, self.clock), entry.flags, udp);
         let silent = self.now.wrapping_sub(entry.last);
         Ok(Some((flow, silent < 1 << 31 && silent > limit)))
-    }
-
-    fn timeouts(&self, timeouts: &weir_mesh::Timeouts) -> Timeouts {
-        let jiffies = |time| self.clock.jiffies(time);
-        Timeouts {
-            tcp_syn: jiffies(timeouts.tcp_syn),
-            tcp_established: jiffies(timeouts.tcp_established),
-            tcp_fin: jiffies(timeouts.tcp_fin),
-            tcp_reset: jiffies(timeouts.tcp_reset),
-            udp_one_way: jiffies(timeouts.udp_one_way),
-            udp_both_ways: jiffies(timeouts.udp_both_ways),
-        }
     }
 
     /// Forgets flows, both ways; answers how many were known. The client of a TCP connection is reset

@@ -124,6 +124,18 @@ fn flag(is_set: bool, flag: u8) -> u8 {
     if is_set { flag } else { 0 }
 }
 
+/// How long flows may be silent, in ticks of the kernel's clock.
+pub(crate) fn timeouts_to_abi(timeouts: &Timeouts, clock: Clock) -> abi::Timeouts {
+    abi::Timeouts {
+        tcp_syn: clock.jiffies(timeouts.tcp_syn),
+        tcp_established: clock.jiffies(timeouts.tcp_established),
+        tcp_fin: clock.jiffies(timeouts.tcp_fin),
+        tcp_reset: clock.jiffies(timeouts.tcp_reset),
+        udp_one_way: clock.jiffies(timeouts.udp_one_way),
+        udp_both_ways: clock.jiffies(timeouts.udp_both_ways),
+    }
+}
+
 pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Service {
     let timeouts = &record.timeouts;
     abi::Service {
@@ -140,14 +152,7 @@ pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Servi
         },
         flags: flag(record.host_mode, service_flag::HOST_MODE)
             | flag(record.withheld, service_flag::WITHHELD),
-        timeouts: abi::Timeouts {
-            tcp_syn: clock.jiffies(timeouts.tcp_syn),
-            tcp_established: clock.jiffies(timeouts.tcp_established),
-            tcp_fin: clock.jiffies(timeouts.tcp_fin),
-            tcp_reset: clock.jiffies(timeouts.tcp_reset),
-            udp_one_way: clock.jiffies(timeouts.udp_one_way),
-            udp_both_ways: clock.jiffies(timeouts.udp_both_ways),
-        },
+        timeouts: timeouts_to_abi(timeouts, clock),
         local4: region_to_abi(record.local4),
         local6: region_to_abi(record.local6),
         drain_millis: u32::try_from(timeouts.drain.as_millis()).unwrap_or(u32::MAX),

@@ -217,7 +217,7 @@ fn clamp_segment_size(skb: Skb, l4: u32, most: u16) -> bool {
         match kind {
             END => return true,
             NOP => at += 1,
-            MSS => {
+            MSS if len == 4 => {
                 let old = [high, low];
                 if u16::from_be_bytes(old) <= most {
                     return true;
@@ -225,9 +225,10 @@ fn clamp_segment_size(skb: Skb, l4: u32, most: u16) -> bool {
                 let new = most.to_be_bytes();
                 // SAFETY: as above.
                 unsafe { *option = [kind, len, new[0], new[1]] };
-                // At an odd offset the two bytes lie in different words of the sum.
+                // At an odd offset the high byte is the low one of its word, and the low byte the high
+                // one of the next.
                 let odd = at & 1 != 0;
-                let word = |v: [u8; 2]| if odd { [0, v[1], v[0], 0] } else { [v[0], v[1], 0, 0] };
+                let word = |v: [u8; 2]| if odd { [0, v[0], v[1], 0] } else { [v[0], v[1], 0, 0] };
                 let diff = checksum::fold32(checksum::diff4(word(old), word(new)));
                 return skb.fix_header(l4 as u32 + TCP_CHECK, diff, false);
             }

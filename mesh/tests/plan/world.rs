@@ -73,6 +73,8 @@ impl World {
             let applied = self.kernel.apply(op);
             assert_eq!(applied, Ok(()), "{op:?} in\n{}\nof {ops:#?}", self.kernel.dump());
             assert_sound(&self.kernel);
+            let ranges: usize = self.kernel.lists.values().map(|rules| rules.len()).sum();
+            assert!(ranges <= 2 * self.limits.ranges as usize, "{ranges} at {op:?} of {ops:#?}");
             self.planner.applied(self.now);
         }
     }

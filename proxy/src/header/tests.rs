@@ -63,8 +63,13 @@ fn unknown_and_local_senders_speak_for_themselves() {
     assert_eq!((unknown.addresses, unknown.length), (None, 24));
     let mut local = SIGNATURE.to_vec();
     local.extend([LOCAL, 0, 0, 3, 1, 2, 3]);
-    let local = parse(&local).unwrap().unwrap();
-    assert_eq!((local.addresses, local.length), (None, 19));
+    assert_eq!(parse(&local).unwrap().map(|it| (it.addresses, it.length)), Some((None, 19)));
+    // Of a family that does not fit, or that nobody knows.
+    for family in [0x11, 0x21, 0x77] {
+        local[13] = family;
+        let local = parse(&local).unwrap().unwrap();
+        assert_eq!((local.addresses, local.length), (None, 19), "{family:#x}");
+    }
 }
 
 #[test]
@@ -112,6 +117,131 @@ fn a_checksum_is_checked_wherever_it_stands() {
         assert!(parse(&bytes).is_ok(), "{fields:?}");
         bytes[end - 1] ^= 1;
         assert_eq!(parse(&bytes), Err(HeaderError::Checksum));
+    }
+}
+
+/// Texts that are nearly lines: words that lines have, and some that they must not have.
+fn nearly_a_line() -> impl Strategy<Value = String> {
+    let word = prop::sample::select(vec![
+        "PROXY",
+        "proxy",
+        "TCP4",
+        "TCP6",
+        "UDP4",
+        "UNKNOWN",
+        "1.2.3.4",
+        "1.2.3.256",
+        "01.2.3.4",
+        "::1",
+        "::ffff:1.2.3.4",
+        "fe80::1%eth0",
+        "0",
+        "1",
+        "65535",
+        "65536",
+        "+1",
+        "-1",
+        "007",
+        "",
+        " ",
+        "\t",
+    ]);
+    let words = prop::collection::vec(word, 0..8).prop_map(|words| words.join(" "));
+    let real = any_pair().prop_map(|pair| {
+        let line = encode(Version::V1, Protocol::Tcp, pair);
+        String::from_utf8_lossy(&line).trim_end().to_owned()
+    });
+    // A real one with one byte changed.
+    let changed =
+        (real, any::<prop::sample::Index>(), 0x20_u8..0x7f).prop_map(|(line, at, with)| {
+            let mut bytes = line.into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+    prop_oneof![words.clone(), words.prop_map(|text| format!("PROXY TCP4 {text}")), changed]
+        .prop_map(|line| line + "\r\n")
+}
+
+/// Bytes that are nearly a header of version 2.
+fn nearly_binary() -> impl Strategy<Value = Vec<u8>> {
+    let fixed = (0x1f_u8..0x24, prop_oneof![0_u8..0x40, any::<u8>()], 0_usize..300, any::<bool>());
+    (fixed, prop::collection::vec(any::<u8>(), 0..320)).prop_map(
+        |((command, family, length, fits), rest)| {
+            let length = if fits { rest.len() } else { length } as u16;
+            let mut bytes = SIGNATURE.to_vec();
+            bytes.extend([command, family]);
+            bytes.extend(length.to_be_bytes());
+            bytes.extend(rest);
+            bytes
+        },
+    )
+}
+
+/// What we read of it, if all of it has come.
+fn ours(bytes: &[u8]) -> Option<(Option<Addresses>, usize)> {
+    let header = parse(bytes).ok()??;
+    Some((header.addresses.map(|(_, addresses)| addresses), header.length))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn of_lines_that_are_nearly_right_we_read_what_the_library_reads(text in nearly_a_line()) {
+        // The library takes a sign before a port, which the specification does not.
+        prop_assume!(!text.contains('+'));
+        // And no more than five words behind this one, all of which are to be passed over.
+        if text.starts_with("PROXY UNKNOWN ") {
+            prop_assert_eq!(ours(text.as_bytes()), Some((None, text.len())));
+            return Ok(());
+        }
+        let library = ppp::v1::Header::try_from(text.as_str()).ok().map(|header| {
+            match header.addresses {
+                ppp::v1::Addresses::Tcp4(it) => Some(Addresses {
+                    source: SocketAddr::new(it.source_address.into(), it.source_port),
+                    destination: SocketAddr::new(it.destination_address.into(), it.destination_port),
+                }),
+                ppp::v1::Addresses::Tcp6(it) => Some(Addresses {
+                    source: SocketAddr::new(it.source_address.into(), it.source_port),
+                    destination: SocketAddr::new(it.destination_address.into(), it.destination_port),
+                }),
+                ppp::v1::Addresses::Unknown => None,
+            }
+        });
+        prop_assert_eq!(ours(text.as_bytes()).map(|(addresses, _)| addresses), library, "{:?}", text);
+    }
+
+    #[test]
+    fn of_bytes_that_are_nearly_a_header_we_read_no_more_than_the_library(bytes in nearly_binary()) {
+        let library = ppp::v2::Header::try_from(&bytes[..]).ok();
+        if let Some((addresses, length)) = ours(&bytes) {
+            // Of those that speak for themselves everything is passed over, also what makes no sense.
+            let local = bytes[12] == LOCAL;
+            prop_assert!(library.is_some() || local, "{:?}", bytes);
+            if let Some(library) = &library {
+                prop_assert_eq!(library.len(), length);
+            }
+            let theirs = by_library(&bytes).filter(|_| !local).map(|(addresses, _)| addresses);
+            prop_assert_eq!(addresses, theirs);
+        } else if let Some(library) = library {
+            // What the library leaves to its users: fields, and pairs of family and protocol.
+            let known = [0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32].contains(&bytes[13]);
+            let mut fields = library.tlvs();
+            let broken = fields.any(|field| field.is_err_or_checksum());
+            prop_assert!(!known || broken, "{:?}", bytes);
+        }
+    }
+}
+
+/// A field that is no reason for us to take the header.
+trait Broken {
+    fn is_err_or_checksum(&self) -> bool;
+}
+
+impl Broken for Result<ppp::v2::TypeLengthValue<'_>, ppp::v2::ParseError> {
+    fn is_err_or_checksum(&self) -> bool {
+        self.as_ref().map_or(true, |field| field.kind == CHECKSUM)
     }
 }
 

@@ -80,6 +80,7 @@ impl Proxy {
         }
         // Other nodes hand over what is published: only now that is known.
         proxy.listen_for_nodes_again()?;
+        proxy.settled();
         let unused = proxy.heirlooms.forget();
         debug!(unused, "a proxy goes on in place of another");
         Ok(proxy)

@@ -7,6 +7,8 @@
 //! addresses of nodes are heard.
 
 mod envelope;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
@@ -76,6 +78,9 @@ fn refused(byte: u8) -> Reason {
 
 /// Takes what another node hands over, to the end.
 pub(crate) async fn serve(mut stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) {
+    // Other nodes may have heard of this one before it has heard of them. What is not known in time is
+    // refused, so that they try elsewhere.
+    timeout(PATIENCE, shared.settled.wait()).await.ok();
     let Some(sender) = shared.directory.sender(from.ip()) else {
         shared.tally.count(Reason::UnknownSender);
         return tcp::reset(&stream);

@@ -87,7 +87,7 @@ pub(crate) async fn run(
         tokio::select! {
             biased;
             _ = word.wait_for(|word| !word.is_go()) => break,
-            ready = gate.socket.readable() => if ready.is_err() { break },
+            ready = gate.readable() => if ready.is_err() { break },
         }
         // The buffer is for all sockets of the worker: after each batch others get their turn.
         match gate.receive() {
@@ -137,6 +137,14 @@ impl Gate {
             .filter_map(|(key, stored)| stored.session().leave(*key, &self.shared));
         let socket = self.socket.as_fd().try_clone_to_owned()?;
         Ok(Left { place, socket, sessions: left.collect() })
+    }
+
+    /// Datagrams of other nodes wait in the socket until these are known: nobody repeats them.
+    async fn readable(&self) -> io::Result<()> {
+        if matches!(self.entrance, Entrance::Relay) {
+            self.shared.settled.wait().await;
+        }
+        self.socket.readable().await
     }
 
     /// Takes one batch.

@@ -5,10 +5,12 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
+mod broken;
 mod choice;
 mod flows;
 mod refusals;
 mod roads;
+mod walks;
 
 use weir_tests::packet_world::{Outcome, World};
 

@@ -104,7 +104,7 @@ fn a_task_that_falls_silent_in_mid_stream_is_given_up_when_it_acknowledges_nothi
 }
 
 #[test]
-fn connections_of_a_task_that_is_taken_down_are_reset_and_counted() {
+fn connections_of_a_task_that_is_taken_down_are_reset_and_when_it_is_back_it_is_served_again() {
     let mut scene = scene();
     scene.start().unwrap();
     let mut talk = open(&scene, How::Tcp);
@@ -113,6 +113,14 @@ fn connections_of_a_task_that_is_taken_down_are_reset_and_counted() {
     scene.apply().unwrap();
     let seen = talk.ask();
     assert!(seen.task.is_none(), "{seen}");
+    counted(scene.agent("n1"), "backend_gone", 1..=1);
+    scene.mesh.service("web").state("web.1", State::Active);
+    scene.apply().unwrap();
+    for how in [How::Tcp, How::UdpConnected] {
+        let mut talk = open(&scene, how);
+        talk.ask().by("web.1").unwrap();
+        talk.ask().by("web.1").unwrap();
+    }
     counted(scene.agent("n1"), "backend_gone", 1..=1);
 }
 

@@ -89,7 +89,8 @@ impl Unlisted {
         let (mut items, mut lies) = (Vec::new(), Vec::new());
         let Some(asked) = asked else { return (items, lies) };
         for ((node, task), suspect) in &mut self.tasks {
-            if asked < suspect.since + GRACE {
+            // Swarm forgets tasks while their containers still end: those take no flows in any case.
+            if suspect.said.life == Life::Draining || asked < suspect.since + GRACE {
                 continue;
             }
             self.caught.insert(node.clone(), now);
@@ -178,7 +179,16 @@ mod tests {
     }
 
     fn said(unlisted: &mut Unlisted, declared: &Declared, task: &str, now: Instant) -> Life {
-        let report = report(&[(task, Life::Active)]);
+        said_to_be(unlisted, declared, (task, Life::Active), now)
+    }
+
+    fn said_to_be(
+        unlisted: &mut Unlisted,
+        declared: &Declared,
+        (task, life): (&str, Life),
+        now: Instant,
+    ) -> Life {
+        let report = report(&[(task, life)]);
         let value = report.tasks.into_values().next().expect("one");
         let (node, task) = (NodeId::new("w1"), TaskId::new(task));
         unlisted.judge(Some(declared), (&node, &task), value, now).life
@@ -212,6 +222,22 @@ mod tests {
         let items = unlisted.listed(&declared(&["t1", "t3"]));
         let [Item::Report(_, id, Some(task))] = &items[..] else { panic!("{items:?}") };
         assert_eq!((id, task.life), (&TaskId::new("t3"), Life::Active));
+    }
+
+    #[test]
+    fn a_task_that_ends_while_swarm_has_forgotten_it_is_no_lie_until_it_says_that_it_is_active() {
+        let (mut unlisted, now) = (Unlisted::default(), Instant::now());
+        let listed = declared(&["t1"]);
+        let ends = ("t2", Life::Draining);
+        assert_eq!(said_to_be(&mut unlisted, &listed, ends, now), Life::Draining);
+        let later = now + 2 * GRACE;
+        assert_eq!(unlisted.look(Some(later), later), (vec![], vec![]));
+        let later = now + 3 * GRACE;
+        assert_eq!(said(&mut unlisted, &listed, "t3", later), Life::Active, "nobody was caught");
+        said(&mut unlisted, &listed, "t2", later);
+        let (items, lies) = unlisted.look(Some(later), later);
+        let [Item::Report(_, id, Some(task))] = &items[..] else { panic!("{items:?}") };
+        assert_eq!((id, task.life, lies.len()), (&TaskId::new("t2"), Life::Draining, 1));
     }
 
     #[test]

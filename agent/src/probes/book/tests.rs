@@ -343,16 +343,17 @@ fn a_task_with_another_address_is_another_and_one_that_drains_is_not_asked() {
     assert!(book.health().is_empty() && book.targets().is_empty());
 }
 
+fn drained(tasks: &[(&str, &str)], node: bool) -> Finding {
+    let task = |&(task, node): &(&str, &str)| crate::drain::DrainedTask {
+        service: ServiceName::new("web"),
+        task: TaskName::new(task),
+        node: NodeName::new(node),
+    };
+    Finding::Drained(Arc::new(Drained { node, tasks: tasks.iter().map(task).collect() }))
+}
+
 #[test]
 fn a_task_that_is_drained_by_hand_is_out_whoever_is_left_and_others_are_told_of_this_nodes() {
-    let drained = |tasks: &[(&str, &str)], node: bool| {
-        let task = |&(task, node): &(&str, &str)| crate::drain::DrainedTask {
-            service: ServiceName::new("web"),
-            task: TaskName::new(task),
-            node: NodeName::new(node),
-        };
-        Finding::Drained(Arc::new(Drained { node, tasks: tasks.iter().map(task).collect() }))
-    };
     let mut book = book(Held::new(), web(Health::default()));
     assert!(book.note(drained(&[("web.1", "n1"), ("web.4", "n2")], false), BEGIN));
     assert_eq!(active(&book), ["2", "3"]);
@@ -369,4 +370,30 @@ fn a_task_that_is_drained_by_hand_is_out_whoever_is_left_and_others_are_told_of_
     assert!(active(&book).is_empty(), "even the last");
     assert!(book.note(drained(&[], false), BEGIN));
     assert_eq!(active(&book), ["1", "2", "3", "4"]);
+}
+
+#[test]
+fn what_is_drained_by_hand_counts_as_out_for_the_panic_threshold() {
+    for (tasks, node) in [(&[("web.1", "n1"), ("web.4", "n2")][..], false), (&[], true)] {
+        let mut book = book(Held::new(), web(Health { check: None, ..Health::default() }));
+        refuse(&mut book, 3, 5, at(1));
+        assert_eq!(active(&book), ["1", "2", "4"]);
+        book.note(drained(tasks, node), at(1));
+        let left = if node { vec!["4"] } else { vec!["2", "3"] };
+        assert_eq!(active(&book), left, "one of four would be left, so nobody is ejected");
+        book.note(drained(&[], false), at(1));
+        assert_eq!(active(&book), ["1", "2", "4"]);
+    }
+}
+
+#[test]
+fn after_a_restart_what_is_drained_by_hand_is_not_taken_for_ejected() {
+    let held = held(&[(1, BackendState::Draining), (2, BackendState::Active)]);
+    let mut book = Book::new(NodeName::new("n1"), held);
+    book.note(drained(&[("web.1", "n1")], false), BEGIN);
+    book.declare(&services(web(Health::default())), &Services::new(), BEGIN);
+    assert_eq!((active(&book).len(), reason(&book, 1).as_str()), (3, "drained by hand"));
+    assert_eq!(book.health()[&ident(1)].ejections, 0);
+    assert!(book.note(drained(&[], false), at(1)));
+    assert_eq!(active(&book), ["1", "2", "3", "4"], "nothing keeps it out any more");
 }
