@@ -336,7 +336,7 @@ fn top(book: &Book<'_>) {
     let output = book.agent.host().output(command("sh", &["-c", &line])).unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{:?}: {text}", output.status);
-    for word in ["web 8080/tcp 8080/udp", "web.1", "Conn/s", "q quit"] {
+    for word in ["web 8080/tcp 8080/udp", "web.1", "Conn/s", "pause"] {
         assert!(text.contains(word), "{word}: {text}");
     }
 }

@@ -10,6 +10,8 @@ use ratatui::{
     widgets::{Cell, Row, Table, TableState},
 };
 
+use weir_mesh::PublishMode;
+
 use crate::{
     api::{Rate, Rates, ServiceRates, ServiceView, Services, Status, TaskView},
     health::Condition,
@@ -260,12 +262,12 @@ fn service_row(one: &Busy<'_>) -> Row<'static> {
     let well = service.tasks.iter().filter(|task| task.kernel == "active").count();
     let all = service.tasks.len();
     let state = format!("{well} of {all}");
-    let colour = if well == 0 {
-        Color::Red
-    } else if well < all {
-        Color::Yellow
-    } else {
-        Color::Reset
+    // Tasks of host mode are none of this node's business, where they are another's.
+    let meshed = service.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+    let colour = match well {
+        0 if meshed => Color::Red,
+        well if well < all && meshed => Color::Yellow,
+        _ => Color::Reset,
     };
     let name = format!("{} {}", service.name, ports.join(" "));
     row([name.trim_end().to_owned(), String::new()], active, *total, (state, colour))
