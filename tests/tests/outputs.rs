@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use regex::Regex;
 use serde_json::{Value, json};
-use weir_tests::agent::weir;
+use weir_tests::agent::{agent_program, weir};
+use weir_tests::lab::command;
 use weir_tests::{
     Agent, Authority, FakeDockerd, How, Lab, Probe, Publish, Scene, State, eventually,
 };
@@ -251,6 +252,7 @@ fn what_every_command_prints_is_known_and_its_json_is_as_its_schema_says() {
     book.compare("check", &format!("$ weir check\n{text}# ends with {code}\n"));
 
     flows(&mut book);
+    top(&book);
     for (name, arguments) in [
         ("version", &["version"][..]),
         ("status", &["status"]),
@@ -320,6 +322,22 @@ fn flows(book: &mut Book<'_>) {
     });
     for line in seen.unwrap().lines() {
         book.fits("monitor", &serde_json::from_str(line).unwrap());
+    }
+}
+
+/// On a terminal, until a key ends it; and without one.
+fn top(book: &Book<'_>) {
+    let (code, text) = book.run(&["top"]);
+    assert!(code == 2 && text.contains("weir services --rate --watch"), "{code} {text}");
+    let weir = agent_program().unwrap();
+    let top = format!("{} top --socket {}", weir.display(), book.agent.socket().display());
+    let line =
+        format!("(sleep 3; printf q) | script -qec 'stty rows 24 cols 120; exec {top}' /dev/null");
+    let output = book.agent.host().output(command("sh", &["-c", &line])).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{:?}: {text}", output.status);
+    for word in ["web 8080/tcp 8080/udp", "web.1", "Conn/s", "pause"] {
+        assert!(text.contains(word), "{word}: {text}");
     }
 }
 

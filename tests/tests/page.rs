@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use weir_tests::browser::Browser;
-use weir_tests::{Lab, Probe, Scene, State, eventually};
+use weir_tests::{Authority, Lab, Probe, Scene, State, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 const WINDOW: (u32, u32) = (1280, 900);
@@ -77,6 +77,7 @@ fn screenshot(browser: &Browser, name: &str) {
 
 const SERVICES: &str = "#services h3";
 const BOXES: &str = "#nodes .tasks li span";
+const BAD_BOXES: &str = "#nodes .tasks li.bad span";
 
 #[test]
 fn a_browser_shows_who_serves_what_and_follows_what_changes() {
@@ -123,6 +124,38 @@ fn a_browser_shows_who_serves_what_and_follows_what_changes() {
         Ok(())
     })
     .unwrap();
+    drop(window);
+    scene.lab.finish().unwrap();
+}
+
+#[test]
+fn a_node_that_dies_is_shown_with_its_tasks_out_and_is_back_when_it_lives() {
+    let mut scene = Scene::new(Lab::builder()).unwrap();
+    scene.service("web", 8080);
+    for (host, task) in [("n1", "web.1"), ("n2", "web.2"), ("n2", "web.3")] {
+        scene.task("web", host, task).unwrap();
+    }
+    let authority = Authority::of(&scene.lab).unwrap();
+    scene.start_with(|host, config| authority.link(host, config)).unwrap();
+    let window = browser(&scene, WINDOW, "");
+    window.run("window.loadedOnce = true").unwrap();
+    shows_names(&window, BOXES, &["web.1", "web.2", "web.3"]);
+    shows_names(&window, BAD_BOXES, &[]);
+
+    // Its power fails.
+    scene.agent("n2").kill9();
+    scene.lab.unplug("n2").unwrap();
+    shows_names(&window, BAD_BOXES, &["web.2", "web.3"]);
+    shows(&window, "#services details:first-child .bad", "2 tasks out");
+    shows(&window, "#services", "n2 is silent");
+    shows(&window, "#nodes p.bad", "10.77.0.12 · silent · 2 tasks");
+    shows(&window, "#subsystems", "the agent of the manager at 10.77.0.12:7951 is not reached");
+
+    scene.lab.plug("n2").unwrap();
+    scene.agent("n2").launch().unwrap();
+    scene.agent("n2").wait_ready().unwrap();
+    shows_names(&window, BAD_BOXES, &[]);
+    assert_eq!(window.run("return window.loadedOnce").unwrap(), true, "it was not loaded again");
     drop(window);
     scene.lab.finish().unwrap();
 }

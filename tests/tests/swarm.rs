@@ -53,8 +53,20 @@ fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
     swarm.deploy_weir().unwrap();
     assert_served(&swarm);
     swarm.nodes().iter().for_each(assert_as_capable_as_the_stack_file_says);
+    swarm.nodes().iter().for_each(assert_of_dockers_mind);
     eprintln!("all is asked after {:?}", swarm.age());
     swarm.finish().unwrap();
+}
+
+/// `weir state diff` finds none between an agent and the dockerd beside it.
+fn assert_of_dockers_mind(node: &Node) {
+    let agent = node.tasks("weir_agent").unwrap().pop().unwrap().container;
+    eventually("weir and Docker to agree", Duration::from_secs(20), || {
+        let said = node.docker(&format!("exec {agent} /weir state diff --against docker"))?;
+        ensure!(said.starts_with("no difference: "), "{said}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// What the stack file adds, by its names and by their numbers in linux/capability.h.

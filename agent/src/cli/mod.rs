@@ -18,6 +18,7 @@ mod show;
 mod state_diff;
 mod table;
 mod tasks;
+mod top;
 mod trace;
 mod upgrade;
 mod watch;
@@ -77,6 +78,13 @@ enum Command {
                             --rate --watch\n  weir services -o ipvsadm"
     )]
     Services(services::ServicesArgs),
+    /// Show services and tasks with live rates, the busiest first
+    ///
+    /// Keys: up and down (or k and j) move, PageUp and PageDown by ten; s sorts by connections, bytes or
+    /// name; t hides tasks and shows them again; / filters by names of services, tasks and nodes (Enter
+    /// keeps the filter, Esc ends it); p pauses; q ends.
+    #[command(after_help = "Examples:\n  weir top\n  weir top --every 5s")]
+    Top(top::TopArgs),
     /// List tasks, how they stand with this node, and why
     ///
     /// Ends with 1 when a task that is to take new flows does not.
@@ -288,6 +296,7 @@ impl Cli {
             Command::Status { agent, watch, wait } => show::status(&agent, &watch, wait),
             Command::Services(args) => services::services(&args),
             Command::Tasks(args) => tasks::tasks(&args),
+            Command::Top(args) => top::top(&args),
             Command::Trace(args) => trace::trace(&args),
             Command::Monitor(args) => monitor::monitor(&args),
             Command::Drain(command) => drain::drain(&command),

@@ -218,8 +218,10 @@ function showNodes(nodes, services) {
     (element, node) => {
       const [title, about, list, rest] = element.children;
       setText(title, node.name);
-      const where = [node.address, node.here ? "this node" : "", plural(node.tasks, "task")];
+      const place = node.here ? "this node" : node.silent ? "silent" : "";
+      const where = [node.address, place, plural(node.tasks, "task")];
       setText(about, where.filter(Boolean).join(" · "));
+      setClass(about, node.silent ? "bad" : "");
       const tasks = byNode.get(node.name);
       showBoxes(list, tasks.slice(0, MOST_TASKS));
       setText(rest, tasks.length > MOST_TASKS ? `and ${tasks.length - MOST_TASKS} more` : "");
