@@ -40,6 +40,8 @@ use crate::link::{
 const MOST_CONNECTIONS: usize = 4096;
 /// Each for the first word, from the handshake to the request, and for the last word.
 const OPENING: Duration = Duration::from_secs(3);
+/// For an answer to be on its way, before the connection is closed behind it.
+const LAST_ANSWER: Duration = Duration::from_millis(50);
 /// For the handshake, once it has begun: of a thousand nodes that come at once the last waits long,
 /// and if it were let go it would come again.
 const SHAKING: Duration = Duration::from_secs(10);
@@ -221,6 +223,12 @@ impl Hub {
             () = tokio::time::sleep(age) => return Ok(()),
             // A node has one conversation, and one connection for it.
             _ = over.recv() => {}
+        }
+        // The last answer goes out before the word that nothing more is taken: a client that hears that
+        // word first may give up what it asked for.
+        if let Ok(ended) = tokio::time::timeout(LAST_ANSWER, &mut connection).await {
+            gone(ended);
+            return Ok(());
         }
         connection.as_mut().graceful_shutdown();
         if let Ok(ended) = tokio::time::timeout(OPENING, connection).await {
