@@ -5,13 +5,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if [ "$(id -u)" -ne 0 ]; then
+  echo "weir: the package is tried in a chroot, which needs root; run \`sudo make release\`" >&2
+  exit 1
+fi
 out=$1
 machine=$(uname -m)
 triple=$machine-unknown-linux-musl
 target=${CARGO_TARGET_DIR:-$PWD/target}
 # For cargo-deb, which takes the same.
 export CARGO_TARGET_DIR=$target
-export WEIR_COMMIT=${WEIR_COMMIT:-$(git describe --always --dirty --abbrev=12)}
+export WEIR_COMMIT=${WEIR_COMMIT:-$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)}
 
 rustup target list --installed | grep -qx "$triple" || rustup target add "$triple"
 command -v cargo-deb >/dev/null || cargo install --quiet --locked cargo-deb

@@ -14,7 +14,8 @@ in_root() { dpkg --root="$root" --path-include="/usr/share/*" --force-script-chr
 in_root --install "$deb"
 weir=$root/usr/bin/weir
 [ -x "$weir" ] || failed "brings no /usr/bin/weir"
-ldd "$weir" 2>&1 | grep -qE 'statically linked|not a dynamic executable' || failed "its program needs libraries"
+# ldd fails on what it cannot look into.
+{ ldd "$weir" 2>&1 || true; } | grep -qE 'statically linked|not a dynamic executable' || failed "its program needs libraries"
 # Without anything else of this machine: no library, no configuration.
 chroot "$root" /usr/bin/weir version | grep -qF "commit $commit," || failed "$("$weir" version) is not of $commit"
 chroot "$root" /usr/bin/weir services 2>"$root/said" && failed "an agent answers in an empty directory"

@@ -12,6 +12,9 @@ use crate::{reconciler::ReconcileReport, snapshots::View};
 /// Docker kills a container 10 s after it told it to end.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// Swarm tells an agent and the tasks beside it to end in any order.
+const ORDER: Duration = Duration::from_millis(500);
+
 /// What the tasks of this node are doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tasks {
@@ -23,8 +26,8 @@ enum Tasks {
     Gone,
 }
 
-/// Waits until the tasks of this node that are ending have ended, and the kernel knows. Returns at once
-/// while any of them goes on.
+/// Waits until the tasks of this node that are ending have ended, and the kernel knows. Returns after half a
+/// second while any of them goes on.
 pub async fn wait(
     mut view: watch::Receiver<View>,
     mut report: watch::Receiver<ReconcileReport>,
@@ -34,6 +37,8 @@ pub async fn wait(
         let snapshot = view.snapshot.as_ref()?;
         Some((tasks(snapshot, node), snapshot.generation))
     };
+    let stays = |view: &View| look(view).is_some_and(|(tasks, _)| tasks == Tasks::Stay);
+    timeout(ORDER, view.wait_for(|view| !stays(view))).await.ok();
     if look(&view.borrow()).is_none_or(|(tasks, _)| tasks != Tasks::Leave) {
         return;
     }
@@ -106,6 +111,25 @@ mod tests {
         let begun = tokio::time::Instant::now();
         wait(seen, report, &NodeName::new("n1")).await;
         begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_told_to_end_before_its_tasks_waits_for_them_all_the_same() {
+        use TaskState::{Active, Down, Draining};
+        let (views, seen) = watch::channel(view(1, &[Active]));
+        let held =
+            ReconcileReport { generation: Some(Generation(3)), ..ReconcileReport::default() };
+        let (_reports, report) = watch::channel(held);
+        tokio::spawn(async move {
+            tokio::time::sleep(ORDER / 2).await;
+            views.send_replace(view(2, &[Draining]));
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            views.send_replace(view(3, &[Down]));
+            tokio::time::sleep(PATIENCE).await;
+        });
+        let begun = tokio::time::Instant::now();
+        wait(seen, report, &NodeName::new("n1")).await;
+        assert_eq!(begun.elapsed().as_secs(), 3);
     }
 
     #[tokio::test(start_paused = true)]

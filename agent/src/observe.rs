@@ -23,7 +23,7 @@ use crate::{
     dns::Dns,
     drain::{Drained, Drains},
     link::{
-        ClusterView, From,
+        ClusterView, From, NodeView,
         status::{Counters, LinkStatus},
     },
     plane::beside::Beside,
@@ -116,8 +116,13 @@ impl LinkMoment {
         if self.view.from == From::Nobody {
             return BTreeSet::new();
         }
-        let silent = self.view.reports.values().filter(|node| !node.alive);
-        silent.filter_map(|node| Some(node.report.as_ref()?.node.address)).collect()
+        let reports = || self.view.reports.values();
+        let address = |node: &NodeView| Some(node.report.as_ref()?.node.address);
+        // A host that left the Swarm and joined again has an old name as well, at the same address.
+        let heard: BTreeSet<IpAddr> =
+            reports().filter(|node| node.alive).filter_map(address).collect();
+        let silent = reports().filter(|node| !node.alive).filter_map(address);
+        silent.filter(|address| !heard.contains(address)).collect()
     }
 }
 
@@ -277,7 +282,6 @@ mod tests {
     use weir_mesh::cluster::{NodeId, Report, ReportedNode};
 
     use super::*;
-    use crate::link::NodeView;
 
     #[test]
     fn who_was_heard_and_is_not_is_silent_as_long_as_somebody_says_so() {
@@ -287,7 +291,9 @@ mod tests {
             NodeView { report: Some(Arc::new(Report { node, tasks: [].into() })), alive }
         };
         let never = NodeView { report: None, alive: false };
-        let nodes = [("n1", node(1, true)), ("n2", node(2, false)), ("n3", never)];
+        // The last is the first, from before it left the Swarm and joined again.
+        let nodes =
+            [("n1", node(1, true)), ("n2", node(2, false)), ("n3", never), ("n4", node(1, false))];
         let reports = nodes.map(|(name, node)| (NodeId::new(name), node));
         let silent = |from| {
             let view =

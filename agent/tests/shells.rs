@@ -9,7 +9,15 @@ use weir::cli::Cli;
 const WEIR: &str = env!("CARGO_BIN_EXE_weir");
 
 fn printed(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).env("WEIR", WEIR).output().unwrap();
+    let mut command = Command::new(program);
+    // What users have set for themselves changes lines and adds warnings.
+    for name in ["MANOPT", "MANPAGER", "PAGER", "COLUMNS", "BASH_ENV", "LANGUAGE"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).env("WEIR", WEIR).env("LC_ALL", "C.UTF-8").env("MANWIDTH", "400");
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{program}: {error}; .ci/packages --swarm installs it");
+    });
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && error.is_empty(), "{program} {arguments:?}: {error}");
     String::from_utf8(output.stdout).unwrap()

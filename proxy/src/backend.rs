@@ -22,6 +22,8 @@ pub(crate) struct Backend {
     active: AtomicBool,
     gone: AtomicBool,
     ended: Notify,
+    /// How often they had to end.
+    ends: AtomicU64,
     /// Of flows that entered the mesh here.
     pub(crate) traffic: Traffic,
     /// Live flows that entered the mesh here.
@@ -42,6 +44,7 @@ impl Backend {
             active: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             ended: Notify::new(),
+            ends: AtomicU64::new(0),
             traffic: Traffic::default(),
             flows: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
@@ -66,6 +69,7 @@ impl Backend {
     pub(crate) fn end(&self) {
         self.active.store(false, Relaxed);
         self.gone.store(true, Relaxed);
+        self.ends.fetch_add(1, Relaxed);
         self.ended.notify_waiters();
     }
 
@@ -84,6 +88,12 @@ impl Backend {
 
     pub(crate) fn is_remote(&self) -> bool {
         matches!(self.record.load().via, Via::Tunnel { .. })
+    }
+
+    /// How often its flows had to end. Another number than at a flow's beginning says that it has to, though
+    /// the task be back.
+    pub(crate) fn ends(&self) -> u64 {
+        self.ends.load(Relaxed)
     }
 
     /// Comes to an end when its flows have to.

@@ -48,7 +48,7 @@ impl Load {
 
     /// Goes on until so many requests are done, and gives what became of them.
     fn until(self, requests: u64) -> [Report; 2] {
-        eventually("the requests", 120 * SECOND, || {
+        eventually("the requests", 300 * SECOND, || {
             let done = self.fresh.report().ok + self.kept.report().ok;
             if done >= requests { Ok(()) } else { Err(format!("{done} are done")) }
         })
@@ -125,7 +125,7 @@ fn agents_that_are_killed_and_come_back_fail_no_request_of_thirty_thousand() {
     }
     scene.start().unwrap();
     let load = Load::start(&scene);
-    let udp = UdpLoad::new(scene.lab.client("c1").netns(), targets(&scene));
+    let udp = UdpLoad::new(scene.lab.client("c1").netns(), targets(&scene)).timeout(5 * SECOND);
     let (fresh, kept) = (udp.clone().rate(200), udp.keep_socket().rate(200));
     let datagrams = [fresh.start().unwrap(), kept.start().unwrap()];
     for host in HOSTS {
@@ -147,7 +147,7 @@ fn a_flush_of_all_firewall_rules_in_mid_flight_is_not_noticed(plane: Plane) {
     }
     scene.start().unwrap();
     let load = Load::start(&scene);
-    let udp = UdpLoad::new(scene.lab.client("c1").netns(), targets(&scene));
+    let udp = UdpLoad::new(scene.lab.client("c1").netns(), targets(&scene)).timeout(5 * SECOND);
     let (fresh, kept) = (udp.clone().rate(200), udp.keep_socket().rate(200));
     let datagrams = [fresh.start().unwrap(), kept.start().unwrap()];
     thread::sleep(SECOND / 2);

@@ -191,7 +191,7 @@ fn a_process_that_listens_on_a_published_port_keeps_it_until_it_ends() {
     for (probe, seen) in local.iter().zip(scene.lab.host("n1").probe(&local).unwrap()) {
         cases.note(format!("on the host, {probe}"), seen.by("own"));
     }
-    let (text, pid) = (status(&scene, "n1"), own.pid().to_string());
+    let (text, pid) = (status(&scene, "n1"), format!("(pid {})", own.pid()));
     let named = || {
         ensure!(text.contains(&pid) && text.contains("weir-lab-task"), "{text}");
         Ok(())
@@ -332,8 +332,9 @@ fn with_clsact_filters_all_is_as_with_tcx_and_nothing_is_left() {
 
     let targets: Vec<_> = scene.lab.hosts().iter().flat_map(|host| host.targets(PORT)).collect();
     let netns = scene.lab.client("c1").netns();
-    let fresh = HttpLoad::new(netns, targets.clone()).connections(4).rate(500).start().unwrap();
-    let kept = HttpLoad::new(netns, targets).rate(500).keep_alive().start().unwrap();
+    let load = HttpLoad::new(netns, targets).timeout(5 * SECOND).rate(500);
+    let fresh = load.clone().connections(4).start().unwrap();
+    let kept = load.keep_alive().start().unwrap();
     for agent in &scene.agents {
         agent.kill9();
         thread::sleep(SECOND / 4);

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -30,7 +31,10 @@ fn load(scene: &Scene) -> [Running; 2] {
     let netns = scene.lab.client("c1").netns();
     let targets: Vec<_> = scene.lab.hosts().iter().flat_map(|host| host.targets(PORT)).collect();
     let web = HttpLoad::new(netns, targets.clone()).timeout(5 * SECOND).connections(4).rate(400);
-    [web.start().unwrap(), UdpLoad::new(netns, targets).rate(200).start().unwrap()]
+    [
+        web.start().unwrap(),
+        UdpLoad::new(netns, targets).timeout(5 * SECOND).rate(200).start().unwrap(),
+    ]
 }
 
 #[test]
@@ -42,8 +46,8 @@ fn a_file_that_is_broken_in_any_way_is_named_and_no_request_fails() {
     let twice = format!("{sound}\n[[service]]\nname = \"other\"\npublish = [\"{PORT}:80\"]\n");
     for (broken, said) in [
         (half, "mesh.toml:"),
-        ("", "mesh.toml"),
-        ("[[service]]\nname = 5\n", "mesh.toml:2"),
+        ("", "is empty"),
+        ("[[service]]\nname = 5\n", "mesh.toml:2:"),
         ("[[service]]\nname = \"web\"\npublish = [\"70000:80\"]\n", "70000"),
         (twice.as_str(), "8080"),
     ] {
@@ -184,6 +188,8 @@ fn the_kernel_counts_every_flow_packet_and_byte_of_clients_where_they_enter() {
         Ok(())
     })
     .unwrap();
+    // Older values than a second are not given.
+    thread::sleep(SECOND);
     let entered = counted(scene.agent("n2"), "connections", "tcp").unwrap();
     assert_eq!(entered, 0, "no client entered at n2");
     let shown = scene.agent("n1").cli(&["services", "web", "--stats"]).unwrap();

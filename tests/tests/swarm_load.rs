@@ -258,8 +258,8 @@ fn after_a_crash_new_connections_through_the_others_soon_work() {
     let load = HttpLoad::new(netns, through).connections(400).rate(500).timeout(SECOND);
     let load = load.start().unwrap();
     thread::sleep(SECOND);
-    let crash = load.report().elapsed;
     swarm.power_off("n3").unwrap();
+    let crash = load.report().elapsed;
     thread::sleep(4 * SECOND);
     let report = load.stop().unwrap();
     eprintln!("{report}");

@@ -138,7 +138,8 @@ fn kill_task_of(swarm: &Swarm, node: &str, kept: &mut Talk) {
     let task = kept.ask().task.unwrap();
     let container = task.rsplit('@').next().unwrap();
     swarm.node(node).docker(&format!("kill {container}")).unwrap();
-    eventually("a datagram of the kept socket to reach another task", 2 * SECOND, || {
+    // Each of which waits for two seconds.
+    eventually("a datagram of the kept socket to reach another task", 7 * SECOND, || {
         let seen = kept.ask();
         ensure!(seen.task.as_ref().is_some_and(|other| *other != task), "{seen}");
         Ok(())

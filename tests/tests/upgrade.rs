@@ -71,12 +71,14 @@ fn upgrades_of_each_node_under_load_fail_no_request_and_no_session(plane: Plane)
     scene.start().unwrap();
     let netns = scene.lab.client("c1").netns();
     let limited = scene.lab.host("n1").targets(LIMITED)[0];
-    eventually("the proxy to serve", 10 * SECOND, || {
-        let seen = Probe::tcp(limited).open_in(netns)?.ask();
-        ensure!(seen.task.is_some(), "{seen}");
-        anyhow::Ok(())
-    })
-    .unwrap();
+    for target in scene.lab.hosts().iter().flat_map(|host| host.targets(LIMITED)) {
+        eventually("the proxy to serve", 10 * SECOND, || {
+            let seen = Probe::tcp(target).open_in(netns)?.ask();
+            ensure!(seen.task.is_some(), "{seen}");
+            anyhow::Ok(())
+        })
+        .unwrap();
+    }
     let mut talks: Vec<_> = [How::Tcp, How::UdpConnected]
         .into_iter()
         .map(|how| Probe::new(how, limited).open_in(netns).unwrap())

@@ -1,11 +1,12 @@
-//! `weir bugreport`: everything that somebody needs who was not there, in one file, without secrets.
+//! `weir bugreport`: what somebody needs who was not there, in one file, with keys and passwords masked.
 
 mod host;
 mod mask;
 
 use std::{
+    env,
     fs::{self, File},
-    io,
+    io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// Of a log, its end.
-const MOST_LOG_BYTES: usize = 4 << 20;
+const MOST_LOG_BYTES: u64 = 4 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct BugreportArgs {
@@ -88,22 +89,33 @@ pub(super) fn bugreport(args: &BugreportArgs) -> Result<Condition, Failed> {
 fn pieces(args: &BugreportArgs) -> Vec<Piece> {
     let piece = |name: &str, about, body| Piece { name: name.to_owned(), about, body };
     let mut all = vec![piece("version.json", "this program", json(&show::this_version(), false))];
-    let mut pid = None;
+    let config = args.config.load();
+    let configured = config.as_ref().ok().map(|config| config.socket.clone());
+    let socket = SocketArgs { socket: args.socket.socket.clone().or(configured) };
+    let mut status: Option<Value> = None;
     for (name, path, about) in ASKED {
-        let body = client::text(&args.socket, path);
-        if name == "status.json" {
-            let status: Option<Value> =
-                body.as_ref().ok().and_then(|body| serde_json::from_str(body).ok());
-            pid = status.and_then(|status| u32::try_from(status["pid"].as_u64()?).ok());
+        if name.starts_with("dns") && !status.as_ref().is_none_or(serves_names) {
+            continue;
+        }
+        let body = client::text(&socket, path);
+        if let ("status.json", Ok(body)) = (name, &body) {
+            status = serde_json::from_str(body).ok();
         }
         all.push(piece(name, about, body.map(|body| pretty(name, body))));
     }
-    let config = args.config.load();
+    let pid = status.and_then(|status| u32::try_from(status["pid"].as_u64()?).ok());
     let checked = config.as_ref().map_err(Clone::clone).map(check::lines);
     let checked = checked.and_then(|lines| json(&lines, false));
     all.push(piece("check.json", "what this host can do (weir check)", checked));
     let written = args.config.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-    all.push(piece("weir.toml", "the configuration, secrets masked", file(written)));
+    if args.config.config.is_some() || written.exists() {
+        all.push(piece("weir.toml", "the configuration, secrets masked", file(written)));
+    }
+    let set = env::vars().filter(|(name, _)| name.starts_with("WEIR_"));
+    let set: String = set.map(|(name, value)| format!("{name}={value}\n")).collect();
+    if !set.is_empty() {
+        all.push(piece("environment.txt", "what sets keys besides, secrets masked", Ok(set)));
+    }
     if let Ok(Config { source: SourceConfig::File(source), .. }) = &config {
         all.push(piece("mesh.toml", "the desired state, secrets masked", file(&source.path)));
     }
@@ -121,6 +133,12 @@ fn pieces(args: &BugreportArgs) -> Vec<Piece> {
     all
 }
 
+/// Whether an agent of this status has a DNS server.
+fn serves_names(status: &Value) -> bool {
+    let subsystems = status["subsystems"].as_array();
+    subsystems.is_some_and(|all| all.iter().any(|one| one["name"] == "dns"))
+}
+
 /// JSON that can be read by people as well.
 fn pretty(name: &str, body: String) -> String {
     if !name.ends_with(".json") {
@@ -136,24 +154,31 @@ fn file(path: &Path) -> Result<String, Failed> {
 
 fn log(path: Option<&Path>) -> Result<String, Failed> {
     if let Some(path) = path {
-        let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        return Ok(tail(&bytes));
+        return end_of(path).map_err(|error| format!("{}: {error}", path.display()));
     }
     let remedy = "name a file with --log; of a Swarm's agent: docker service logs weir_agent";
     let asked = Command::new("journalctl")
         .args(["--unit", "weir", "--lines", "5000", "--no-pager", "--output", "short-iso-precise"])
         .output()
         .map_err(|error| format!("journalctl: {error}; {remedy}"))?;
-    let text = tail(&asked.stdout);
+    let text = String::from_utf8_lossy(&asked.stdout).into_owned();
     match asked.status.success() && text.lines().any(|line| !line.starts_with("-- ")) {
         true => Ok(text),
         false => Err(format!("the journal has nothing of the unit weir; {remedy}")),
     }
 }
 
-fn tail(bytes: &[u8]) -> String {
-    let from = bytes.len().saturating_sub(MOST_LOG_BYTES);
-    String::from_utf8_lossy(&bytes[from..]).into_owned()
+/// Whole lines at the end of a file.
+fn end_of(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let from = file.metadata()?.len().saturating_sub(MOST_LOG_BYTES);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(MOST_LOG_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    // Of a line that is cut off at its beginning nobody can say what it is.
+    let whole = if from == 0 { &text[..] } else { text.split_once('\n').map_or("", |it| it.1) };
+    Ok(whole.to_owned())
 }
 
 /// What the report says of itself.
@@ -173,7 +198,8 @@ fn contents(name: &str, pieces: &[Piece]) -> String {
 
 fn write(path: &Path, name: &str, contents: &str, pieces: &[Piece], time: i64) -> io::Result<()> {
     // Only for whoever made it: what is in it is not for everybody.
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // One that is there already would keep its mode.
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     let mut archive = tar::Builder::new(io::BufWriter::new(file));
     let mut add = |file: &str, body: &str| {
         let mut header = tar::Header::new_gnu();

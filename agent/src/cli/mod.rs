@@ -164,7 +164,7 @@ enum Command {
     /// Look at the state of the kernel, and compare this agent's view with others
     #[command(subcommand)]
     State(StateCommand),
-    /// Put everything that tells how this node is into one file, without secrets
+    /// Put what tells how this node is into one file, with keys and passwords masked
     ///
     /// Of the agent, as far as it answers: its status, services, tasks, nodes, drops, names, what the
     /// kernel's maps hold, metrics; the configuration, what weir check says, the kernel, the host, and the

@@ -62,6 +62,13 @@ struct Difference {
     why: Option<String>,
 }
 
+impl Difference {
+    fn is(&self, other: &Self) -> bool {
+        let of = |it: &Self| (it.kind, it.subject.clone(), it.docker.clone(), it.weir.clone());
+        of(self) == of(other)
+    }
+}
+
 /// What there is to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -89,7 +96,8 @@ pub(super) fn diff(args: &StateDiffArgs) -> Result<Condition, Failed> {
     if !answer.differences.is_empty() {
         thread::sleep(SETTLE);
         let again = compared(args)?;
-        answer.differences.retain(|one| again.differences.contains(one));
+        // The reason may have changed meanwhile.
+        answer.differences.retain(|one| again.differences.iter().any(|other| one.is(other)));
     }
     let condition = match answer.differences.is_empty() {
         true => Condition::Ok,
@@ -141,7 +149,13 @@ fn declared(swarm: &SwarmSurvey, services: &Services) -> Vec<Difference> {
     let mut found = Vec::new();
     let mut ours = BTreeMap::new();
     for service in &services.services {
-        if !swarm.services.contains(service.name.as_str()) {
+        // A task with ports of its own has a service of its own, NAME@TASK; and one that was removed is
+        // there until its tasks have ended.
+        let name = service.name.as_str();
+        let declared = name.split_once('@').map_or(name, |(name, _)| name);
+        let lives = !service.ports.is_empty()
+            || service.tasks.iter().any(|task| task.state == TaskState::Active);
+        if lives && !swarm.services.contains(declared) {
             found.push(difference(Kind::Service, service.name.as_str(), NOTHING, "a service"));
         }
         for port in &service.ports {
@@ -195,6 +209,8 @@ fn tasks(docker: &Survey, services: &Services) -> Vec<Difference> {
                 let weir = format!("runs on {}", own.node);
                 found.push(difference(Kind::Task, name, &said, &weir));
             }
+            // A worker's dockerd does not say that a task is being ended.
+            Some(own) if docker.swarm.is_none() && own.state == TaskState::Draining => {}
             Some(own) if task.wanted && own.state != TaskState::Active => {
                 let mut one = difference(Kind::Task, name, &said, own.state.as_str());
                 one.why = own.health.clone();
@@ -275,7 +291,7 @@ mod tests {
             target: 80,
             mode: "ingress".into(),
         };
-        let task = |wanted| SurveyedTask { service: "web".into(), node: "n1".into(), wanted };
+        let task = |wanted| SurveyedTask { node: "n1".into(), wanted };
         let node = SurveyedNode { state: "ready".into(), address: None };
         let swarm = SwarmSurvey {
             services: ["web".to_owned()].into(),
@@ -350,6 +366,20 @@ mod tests {
                 vec!["node", "n3", "nothing", "a node"],
             ]
         );
+    }
+
+    /// What weir says of services that Docker does not name so, or not any more.
+    #[test]
+    fn a_service_of_one_task_and_one_that_is_going_are_no_differences() {
+        let mut known = services(&[], &[("web.1", "draining"), ("web.2", "active")]);
+        known.services.truncate(1);
+        let mut own = known.services[0].clone();
+        own.name = weir_mesh::ServiceName::new("web@web.2");
+        known.services[0].name = weir_mesh::ServiceName::new("gone");
+        known.services[0].tasks.truncate(1);
+        known.services.push(own);
+        let found = declared(&survey().swarm.unwrap(), &known);
+        assert!(found.iter().all(|one| one.kind == Kind::Port), "{found:?}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn row<const N: usize>(&mut self, cells: [&str; N]) {
-        self.rows.push(cells.map(str::to_owned).into());
+        self.rows.push(cells.map(plain).into());
     }
 
     /// The text, columns two blanks apart.
@@ -37,6 +37,20 @@ impl Table {
         }
         text
     }
+}
+
+/// Without what a terminal obeys: names and labels are other people's. The colours of [`mark`] are ours.
+fn plain(cell: &str) -> String {
+    let marks = [Condition::Ok, Condition::Degraded, Condition::Failed];
+    if !cell.contains(char::is_control) || marks.iter().any(|it| mark(*it) == cell) {
+        return cell.to_owned();
+    }
+    let shown = |c: char| match c {
+        '\n' | '\t' => ' ',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    cell.chars().map(shown).collect()
 }
 
 /// Prints, without a complaint when the reader has gone (`weir services | head`); answers whether

@@ -17,6 +17,9 @@ use crate::{
     health::Condition,
 };
 
+/// Between looks at least, whatever is asked for.
+const SOONEST: Duration = Duration::from_millis(100);
+
 #[derive(Debug, Args)]
 pub(super) struct TopArgs {
     /// Look so often; the agent reads counters at most once a second
@@ -66,7 +69,7 @@ fn follow(
             }
         }
         if Instant::now() >= due {
-            due = Instant::now() + args.every;
+            due = Instant::now() + args.every.max(SOONEST);
             if view.is_paused() {
                 continue;
             }

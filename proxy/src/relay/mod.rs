@@ -78,6 +78,7 @@ fn refused(byte: u8) -> Reason {
 
 /// Takes what another node hands over, to the end.
 pub(crate) async fn serve(mut stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) {
+    let Some(_permit) = shared.permit() else { return tcp::reset(&stream) };
     // Other nodes may have heard of this one before it has heard of them. What is not known in time is
     // refused, so that they try elsewhere.
     timeout(PATIENCE, shared.settled.wait()).await.ok();
@@ -85,7 +86,6 @@ pub(crate) async fn serve(mut stream: TcpStream, from: SocketAddr, shared: Arc<S
         shared.tally.count(Reason::UnknownSender);
         return tcp::reset(&stream);
     };
-    let Some(_permit) = shared.permit() else { return tcp::reset(&stream) };
     let envelope = match timeout(PATIENCE, read(&mut stream)).await {
         Ok(Ok(envelope)) => envelope,
         Ok(Err(_)) | Err(_) => {

@@ -29,18 +29,23 @@ fn free(protocol: Protocol) -> u16 {
     address.unwrap().port()
 }
 
+/// At a port that was free a moment ago, over TCP.
 fn proxy() -> Proxy {
-    let settings = Settings {
+    let began = (0..20).find_map(|_| Proxy::start(settings(free(Protocol::Tcp))).ok());
+    began.expect("a port that is free")
+}
+
+fn settings(relay_port: u16) -> Settings {
+    Settings {
         address: HERE.into(),
-        relay_port: free(Protocol::Tcp),
+        relay_port,
         workers: 1,
         connect_timeout: Duration::from_secs(1),
         keepalive: Duration::from_secs(60),
         user_timeout: Duration::from_secs(60),
         connections: 10,
         udp_sessions: 10,
-    };
-    Proxy::start(settings).unwrap()
+    }
 }
 
 /// A service of one task of this node, and another node.

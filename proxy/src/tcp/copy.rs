@@ -101,6 +101,7 @@ pub(crate) async fn run(
     idle: Duration,
     moved: impl Fn(u64, u64),
 ) -> End {
+    let ends = backend.ends();
     let mut ended = pin!(backend.ended());
     let mut timer = pin!(sleep(idle));
     let mut last = Instant::now();
@@ -125,7 +126,8 @@ pub(crate) async fn run(
             }
             let _ = timer.as_mut().poll(cx);
         }
-        if backend.is_gone() {
+        // One that has come back meanwhile wakes nobody a second time.
+        if backend.is_gone() || backend.ends() != ends {
             return Poll::Ready(End::TaskGone);
         }
         while timer.is_elapsed() {

@@ -2,6 +2,7 @@
 //! by an ICMP error, and another one gets it.
 
 use std::{
+    borrow::Cow,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -19,19 +20,29 @@ pub(super) const TRIES: usize = 4;
 const ROOM: usize = 4 << 20;
 
 /// How a flow came to this node.
-#[derive(Clone, Debug)]
-pub(super) enum Origin {
-    /// From a client, at a published port.
-    Client(Arc<Port>, Entry),
+#[derive(Debug)]
+pub(super) enum Origin<'a> {
+    /// From a client, at a published port. Borrowed for as long as nothing is kept: all workers would
+    /// count its holders at every batch.
+    Client(Cow<'a, Arc<Port>>, Entry),
     /// From another node.
     Node(Envelope, NodeIndex),
+}
+
+impl Origin<'_> {
+    fn to_owned(&self) -> Origin<'static> {
+        match self {
+            Self::Client(port, entry) => Origin::Client(Cow::Owned(Arc::clone(port)), *entry),
+            Self::Node(envelope, sender) => Origin::Node(*envelope, *sender),
+        }
+    }
 }
 
 /// Datagrams, and what it takes to send them to another task.
 pub(super) struct Kept {
     bytes: Box<[u8]>,
     size: usize,
-    pub(super) origin: Origin,
+    pub(super) origin: Origin<'static>,
     /// Who has refused them.
     pub(super) tried: Vec<Ident>,
     shared: Arc<Shared>,
@@ -41,7 +52,7 @@ impl Kept {
     /// `None` if there is no room.
     pub(super) fn new(
         datagrams: &Datagrams<'_>,
-        origin: &Origin,
+        origin: &Origin<'_>,
         tried: Vec<Ident>,
         shared: &Arc<Shared>,
     ) -> Option<Self> {
@@ -51,7 +62,7 @@ impl Kept {
             return None;
         }
         let (bytes, size) = (datagrams.bytes.into(), datagrams.size);
-        Some(Self { bytes, size, origin: origin.clone(), tried, shared: shared.clone() })
+        Some(Self { bytes, size, origin: origin.to_owned(), tried, shared: shared.clone() })
     }
 
     pub(super) fn datagrams(&self) -> Datagrams<'_> {

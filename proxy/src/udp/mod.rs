@@ -9,6 +9,7 @@ mod kept;
 mod session;
 
 use std::{
+    borrow::Cow,
     io::{self, IoSlice},
     net::SocketAddr,
     num::NonZeroUsize,
@@ -173,7 +174,7 @@ impl Gate {
                 if port.route.load().service.wishes.load().trusts(client.ip()) {
                     return datagrams.each().for_each(|one| self.take_said(port, key, entry, one));
                 }
-                self.pass(key, datagrams, &Origin::Client(port.clone(), entry));
+                self.pass(key, datagrams, &Origin::Client(Cow::Borrowed(port), entry));
             }
             Entrance::Relay => {
                 let Some(sender) = self.shared.directory.sender(plain(key.client).ip()) else {
@@ -202,11 +203,11 @@ impl Gate {
             (entry.client, entry.asked) = (plain(said.source), plain(said.destination));
         }
         let datagram = Datagrams::one(&datagram[header.length..]);
-        self.pass(key, datagram, &Origin::Client(port.clone(), entry));
+        self.pass(key, datagram, &Origin::Client(Cow::Borrowed(port), entry));
     }
 
     /// A task for a flow, other than those that were tried.
-    fn newcomer(&self, origin: &Origin, tried: &[Ident]) -> Result<Newcomer, Reason> {
+    fn newcomer(&self, origin: &Origin<'_>, tried: &[Ident]) -> Result<Newcomer, Reason> {
         let fresh = |backend: &Backend| !tried.contains(&backend.ident);
         match origin {
             Origin::Client(port, entry) => {
@@ -216,7 +217,7 @@ impl Gate {
                 }
                 let backend = route.choose(Among::All, entry.client, fresh);
                 let backend = backend.ok_or_else(|| route.nobody())?;
-                Ok(Newcomer { port: port.clone(), backend, entry: *entry, hopped: false })
+                Ok(Newcomer { port: Arc::clone(port), backend, entry: *entry, hopped: false })
             }
             Origin::Node(envelope, sender) => {
                 let (port, backend) = relay::recipient(&self.shared, envelope, *sender, fresh)?;
@@ -227,7 +228,7 @@ impl Gate {
 
     /// To the task of the session; a client whose task has gone, or refuses, gets another one for
     /// this very datagram, and for what was refused.
-    fn pass(self: &Arc<Self>, key: Key, datagrams: Datagrams<'_>, origin: &Origin) {
+    fn pass(self: &Arc<Self>, key: Key, datagrams: Datagrams<'_>, origin: &Origin<'_>) {
         let mut sessions = self.lock();
         let (mut refused, mut kept) = (None, None);
         if let Some(stored) = sessions.get(&key) {
@@ -268,12 +269,12 @@ impl Gate {
     /// A session that begins with these. `tried`: who has refused what the client sent; `again`: these
     /// as well.
     fn enter(
-        &self,
+        self: &Arc<Self>,
         sessions: &mut LruCache<Key, Stored>,
         key: Key,
         stored: Stored,
         datagrams: &Datagrams<'_>,
-        (origin, tried): (&Origin, Vec<Ident>),
+        (origin, tried): (&Origin<'_>, Vec<Ident>),
         again: bool,
     ) {
         let session = stored.session().clone();
@@ -284,6 +285,13 @@ impl Gate {
         }
         match session.send(&self.shared, datagrams, again) {
             Ok(()) => session.keep(Kept::new(datagrams, origin, tried, &self.shared)),
+            // The first of several was refused before the last was sent.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                session.note_refusal(&self.shared);
+                if let Some(kept) = Kept::new(datagrams, origin, tried, &self.shared) {
+                    self.send_again(sessions, key, kept, session.refused_by());
+                }
+            }
             Err(_) => self.shared.tally.add(Reason::SendFailed, datagrams.count()),
         }
     }

@@ -235,22 +235,25 @@ impl Session {
         again: bool,
     ) -> io::Result<()> {
         self.last.store(shared.now(), Relaxed);
-        if let Some(port) = &self.port {
+        let sent = if !self.header.is_empty() {
+            let mut each = datagrams.each();
+            each.try_for_each(|one| send_behind(&self.socket, &self.header, one))
+        } else if datagrams.count() > 1 {
+            datagrams.transmit(&shared.batches, &self.socket, self.peer, None)
+        } else {
+            SockRef::from(&self.socket).send(datagrams.bytes).map(drop)
+        };
+        // What was refused is sent, and counted, elsewhere.
+        let refused =
+            matches!(&sent, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused);
+        if let Some(port) = self.port.as_ref().filter(|_| !refused) {
             let (packets, bytes) = (datagrams.count(), datagrams.bytes.len() as u64);
             if !again {
                 port.traffic.up(packets, bytes);
             }
             self.backend.traffic.up(packets, bytes);
         }
-        if !self.header.is_empty() {
-            return datagrams
-                .each()
-                .try_for_each(|one| send_behind(&self.socket, &self.header, one));
-        }
-        if datagrams.count() > 1 {
-            return datagrams.transmit(&shared.batches, &self.socket, self.peer, None);
-        }
-        SockRef::from(&self.socket).send(datagrams.bytes).map(drop)
+        sent
     }
 
     pub(super) fn note_answer(&self, shared: &Shared, datagrams: &Datagrams<'_>) {

@@ -43,8 +43,9 @@ fn a_client_that_says_nothing_is_let_go_after_its_timeout_and_one_that_talks_is_
     scene.mesh.service("web").set("timeouts", timeouts);
     scene.start().unwrap();
     let mut talk = open(&scene, How::Tcp);
-    let mut silent = connect(&scene, PORT);
+    // The proxy's clock begins with its accept.
     let start = Instant::now();
+    let mut silent = connect(&scene, PORT);
     let talking = thread::spawn(move || {
         for _ in 0..8 {
             assert!(talk.ask().task.is_some());

@@ -56,9 +56,10 @@ fn an_agent_that_comes_back_with_the_proxy_takes_over_and_resets_only_what_is_in
     .unwrap();
     thread::sleep(SECOND);
     let report = load.stop().unwrap();
-    // Four connections at a time: what the kernel carries at that moment is unknown to the stack.
+    // Four connections at a time: what the kernel carries at that moment is unknown to the stack. The
+    // programs of an interface go one after the other, so that each may be hit twice.
     let resets = report.failed_by(FailureKind::Reset);
-    assert!(report.ok > 200 && resets <= 4, "{report}");
+    assert!(report.ok > 200 && resets <= 8, "{report}");
     assert_eq!(report.failures(), resets, "{report}");
     let seen = scene.lab.client("c1").ask(&Probe::tcp(targets[0]));
     assert_ne!(seen.client.unwrap().ip(), scene.lab.client("c1").addresses()[0], "{seen}");

@@ -111,9 +111,13 @@ fn tcp_is_counted_in_connections_and_bytes_and_udp_in_datagrams_too() {
         Ok(())
     })
     .unwrap();
-    let tasks = metric(agent, "weir_backend_accepted_total", "web.1")
-        + metric(scene.agent("n2"), "weir_backend_accepted_total", "web.2");
-    assert_eq!(tasks, 4, "each on its own node, once");
+    eventually("each to be counted on its own node, once", 5 * SECOND, || {
+        let tasks = metric(agent, "weir_backend_accepted_total", "web.1")
+            + metric(scene.agent("n2"), "weir_backend_accepted_total", "web.2");
+        ensure!(tasks == 4, "{tasks}");
+        Ok(())
+    })
+    .unwrap();
     let text = agent.cli(&["services", "web", "--stats"]).unwrap();
     assert!(text.contains("TCP *:8080"), "{text}");
 }

@@ -122,7 +122,7 @@ fn a_task_that_refuses_or_does_not_answer_is_passed_over_for_another() {
     scene.mesh.service("web").task_at("web.3", "n1", &["172.18.0.250".parse().unwrap()]);
     scene
         .start_with(|_, config| {
-            config.set("proxy.connect_timeout", "200ms");
+            config.set("proxy.connect_timeout", "500ms");
         })
         .unwrap();
     let client = scene.lab.client("c1");
@@ -134,8 +134,7 @@ fn a_task_that_refuses_or_does_not_answer_is_passed_over_for_another() {
     }
     let agent = scene.agent("n1");
     for reason in ["task_refused", "task_timeout"] {
-        let counted = metric(agent, "weir_drops_total", reason);
-        assert!(counted > 0, "{reason}");
+        counted(agent, reason, 1..=u64::MAX);
     }
     let failed = metric(agent, "weir_drops_total", "connect_failed");
     cases.end(&scene).unwrap();

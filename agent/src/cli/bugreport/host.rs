@@ -36,8 +36,14 @@ pub(super) fn host() -> String {
 /// What a process may do: of ours, and of the agent.
 pub(super) fn rights(agent: Option<u32>) -> String {
     let mut text = String::new();
+    // An agent in another PID namespace says a number that is another process here.
+    let ours = |pid: &u32| read(&format!("/proc/{pid}/comm")).trim() == "weir";
+    let here = agent.filter(ours);
+    if agent.is_some() && here.is_none() {
+        section(&mut text, "agent", "it is in another PID namespace: ask inside its container");
+    }
     for (who, pid) in
-        [("weir bugreport", Some("self".to_owned())), ("agent", agent.map(|pid| pid.to_string()))]
+        [("weir bugreport", Some("self".to_owned())), ("agent", here.map(|pid| pid.to_string()))]
     {
         let Some(pid) = pid else { continue };
         let status = read(&format!("/proc/{pid}/status"));

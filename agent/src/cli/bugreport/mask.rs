@@ -9,7 +9,7 @@ const JOIN_TOKEN: &str = "SWMTKN-";
 const MASK: &str = "[masked]";
 
 /// What follows one of these is nobody's business: `password = …`, `"token": "…"`, `Authorization: …`.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 13] = [
     "password",
     "passwd",
     "passphrase",
@@ -18,7 +18,11 @@ const NAMES: [&str; 9] = [
     "credential",
     "authorization",
     "apikey",
+    "api_key",
+    "api-key",
     "private_key",
+    "private-key",
+    "pwd",
 ];
 
 /// The text without secrets.
@@ -26,8 +30,17 @@ pub(super) fn masked(text: &str) -> String {
     let text = without_keys(text);
     let text = without_join_tokens(&text);
     let mut out = String::with_capacity(text.len());
+    let mut until = None;
     for line in text.split_inclusive('\n') {
-        out.push_str(&without_users(&without_values(line)));
+        let mut rest = line;
+        if let Some(end) = until {
+            // Still within a value that began on a line before.
+            let Some(at) = line.find(end) else { continue };
+            rest = &line[at..];
+        }
+        let (line, open) = without_values(rest);
+        until = open;
+        out.push_str(&without_users(&line));
     }
     out
 }
@@ -36,6 +49,16 @@ pub(super) fn masked(text: &str) -> String {
 fn without_keys(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
+    // The end of a key whose beginning is cut off: nothing before it is kept.
+    if let Some(end) = text.find(KEY_END)
+        && text.find(KEY_BEGIN).is_none_or(|begin| end < begin)
+        && let label = &text[end + KEY_END.len()..]
+        && let Some(dashes) = label.find("-----")
+        && label[..dashes + 5].ends_with(PRIVATE)
+    {
+        out.push_str(MASK);
+        rest = &label[dashes + 5..];
+    }
     while let Some(begin) = rest.find(KEY_BEGIN) {
         let (before, block) = rest.split_at(begin);
         out.push_str(before);
@@ -64,51 +87,106 @@ fn without_join_tokens(text: &str) -> String {
     out
 }
 
-/// What is assigned to a name that says what it is.
-fn without_values(line: &str) -> String {
+/// A line without what is assigned to names that say what it is; and what ends the last of it, if that is on
+/// another line.
+fn without_values(line: &str) -> (String, Option<&'static str>) {
     // Bytes of ASCII stay where they are.
     let lower = line.to_ascii_lowercase();
     let mut out = String::with_capacity(line.len());
     let mut at = 0;
-    while let Some(name_end) = next_name(&lower, at) {
-        let after = &line[name_end..];
-        let value = value_of(after).map(|value| value + name_end);
-        let Some(start) = value else {
-            out.push_str(&line[at..name_end]);
-            at = name_end;
+    while let Some((begin, end)) = next_name(&lower, at) {
+        let Some(start) = value_of(line, begin, end) else {
+            out.push_str(&line[at..end]);
+            at = end;
             continue;
         };
-        out.push_str(&line[at..start]);
+        let whole_line = lower[..end].ends_with("authorization");
+        let (skipped, length, open) = extent(&line[start..], whole_line);
+        out.push_str(&line[at..start + skipped]);
         out.push_str(MASK);
-        let whole_line = lower[..name_end].ends_with("authorization");
-        at = start + length(&line[start..], whole_line);
+        at = start + skipped + length;
+        if open.is_some() {
+            out.push('\n');
+            return (out, open);
+        }
     }
     out.push_str(&line[at..]);
-    out
+    (out, None)
 }
 
-/// Where the next name of [`NAMES`] ends.
-fn next_name(lower: &str, from: usize) -> Option<usize> {
-    let ends = NAMES.iter().filter_map(|name| Some(lower[from..].find(name)? + from + name.len()));
-    ends.min()
+/// Where the next name of [`NAMES`] begins and ends.
+fn next_name(lower: &str, from: usize) -> Option<(usize, usize)> {
+    let found = NAMES.iter().filter_map(|name| {
+        let begin = lower[from..].find(name)? + from;
+        Some((begin + name.len(), begin))
+    });
+    found.min().map(|(end, begin)| (begin, end))
 }
 
-/// Where the value begins, if something is assigned at all.
-fn value_of(after: &str) -> Option<usize> {
-    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let rest = after.trim_start_matches(name).trim_start_matches(['"', '\'']).trim_start();
-    let value = rest.strip_prefix(['=', ':'])?.trim_start();
-    let value = value.trim_start_matches(['"', '\'']);
-    (!value.is_empty()).then(|| after.len() - value.len())
+fn of_names(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')
 }
 
-/// How long a value is: to the next thing that ends one.
-fn length(value: &str, whole_line: bool) -> usize {
-    let ends = |c: char| match whole_line {
-        true => matches!(c, '"' | '\'' | '\n'),
-        false => c.is_whitespace() || matches!(c, '"' | '\'' | ',' | ';' | '&' | '}' | ']' | ')'),
+/// Where the value begins, if something is assigned at all: by `=`, by `:`, or to `--an-option`.
+fn value_of(line: &str, begin: usize, end: usize) -> Option<usize> {
+    const BLANK: [char; 2] = [' ', '\t'];
+    let word = line[..begin].trim_end_matches(of_names).len();
+    let is_option = line[word..].starts_with("--");
+    let after = line[end..].trim_start_matches(of_names);
+    let assigned = after.trim_start_matches(['\\', '"', '\'']).trim_start_matches(BLANK);
+    let value = match assigned.strip_prefix(['=', ':']) {
+        Some(value) => value.trim_start_matches(BLANK),
+        None if is_option && after.starts_with(BLANK) => after.trim_start_matches(BLANK),
+        None => return None,
     };
-    value.find(ends).unwrap_or(value.len())
+    // What is opened at the end of a line has names of its own in it.
+    let nothing = ["", "{"].contains(&value.trim()) || value.starts_with(MASK);
+    (!nothing).then(|| line.len() - value.len())
+}
+
+/// How much of a value is to be left, how much after it is to be masked, and what ends it if this line does
+/// not.
+fn extent(value: &str, whole_line: bool) -> (usize, usize, Option<&'static str>) {
+    for (opens, closes) in [("\"\"\"", "\"\"\""), ("'''", "'''"), ("[", "]")] {
+        if let Some(inner) = value.strip_prefix(opens) {
+            return match inner.find(closes) {
+                Some(length) => (opens.len(), length, None),
+                None => (opens.len(), inner.len(), Some(closes)),
+            };
+        }
+    }
+    let (skipped, length) = if let Some(inner) = value.strip_prefix("\\\"") {
+        // Text in JSON within a text in JSON.
+        (2, inner.find("\\\""))
+    } else if let Some(quote @ ('"' | '\'')) = value.chars().next() {
+        (1, closing(&value[1..], quote))
+    } else if let Some(inner) = value.strip_prefix('{') {
+        (1, inner.find('}'))
+    } else {
+        let ends = |c: char| match whole_line {
+            true => matches!(c, '"' | '\'' | '\n'),
+            false => {
+                c.is_whitespace() || matches!(c, '"' | '\'' | ',' | ';' | '&' | '}' | ']' | ')')
+            }
+        };
+        (0, value.find(ends))
+    };
+    let inner = &value[skipped..];
+    (skipped, length.unwrap_or(inner.trim_end_matches('\n').len()), None)
+}
+
+/// Where a quoted text ends.
+fn closing(text: &str, quote: char) -> Option<usize> {
+    let mut escaped = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return Some(at),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// `http://user:password@host`
@@ -157,6 +235,17 @@ mod tests {
                 "http://[masked]@registry/x and http://host/a@b",
             ),
             ("secret=a secret=b", "secret=[masked] secret=[masked]"),
+            ("passphrase = \"correct horse\"", "passphrase = \"[masked]\""),
+            (r#"password = "a&b \" c" # d"#, "password = \"[masked]\" # d"),
+            ("passwords = [\"a\", \"b\"]\nn = 1", "passwords = [[masked]]\nn = 1"),
+            ("tokens = [\n  \"a\",\n  \"b\",\n]\nn = 1", "tokens = [[masked]\n]\nn = 1"),
+            ("password = \"\"\"a\nb\"\"\"\nc", "password = \"\"\"[masked]\n\"\"\"\nc"),
+            (r#""{\"password\":\"a b\",\"n\":1}""#, r#""{\"password\":\"[masked]\",\"n\":1}""#),
+            (r#"{"token": "", "n": 1}"#, r#"{"token": "[masked]", "n": 1}"#),
+            ("{\n  \"token-service\": {\n    \"n\": 1", "{\n  \"token-service\": {\n    \"n\": 1"),
+            ("login --password hunter2 host", "login --password [masked] host"),
+            ("api_key=x, pwd=y", "api_key=[masked], pwd=[masked]"),
+            ("MHc\n-----END EC PRIVATE KEY-----\nb", "[masked]\nb"),
             ("password=ü passwd=é", "password=[masked] passwd=[masked]"),
         ] {
             assert_eq!(masked(text), wanted, "{text}");

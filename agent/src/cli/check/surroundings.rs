@@ -24,7 +24,11 @@ fn judged(files: &Files, now: SystemTime) -> (Condition, String, String) {
     let path = files.certificate.display();
     let who = match files.read() {
         Ok(identity) => identity.who,
-        Err(error) => return (Condition::Degraded, error.to_string(), String::new()),
+        Err(error) => {
+            let remedy = "set link.ca, link.certificate and link.key to files that `weir ca` made and \
+                          the agent may read";
+            return (Condition::Degraded, error.to_string(), remedy.to_owned());
+        }
     };
     let issue = format!("weir ca issue --node {} makes another; is the clock right?", who.node);
     match who.until.duration_since(now) {

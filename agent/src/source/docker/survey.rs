@@ -31,8 +31,6 @@ pub struct SurveyedPort {
 /// A task that runs, as far as dockerd knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SurveyedTask {
-    /// The name of its service.
-    pub service: String,
     /// The host name of its node.
     pub node: String,
     /// Whether it is to go on: not so when it is being ended.
@@ -102,7 +100,10 @@ pub async fn survey(socket: &Path) -> Result<Result<Survey, NoSwarm>, Error> {
 }
 
 fn ports_of(service: &Service) -> impl Iterator<Item = SurveyedPort> + '_ {
-    let numbered = service.endpoint.ports.iter().filter(|port| port.published_port != 0);
+    // Who asks to be left alone is (docs/configuration.md, labels).
+    let left_alone = service.spec.labels.get("weir.enable").is_some_and(|it| it == "false");
+    let ports = service.endpoint.ports.iter().filter(move |_| !left_alone);
+    let numbered = ports.filter(|port| port.published_port != 0);
     numbered.map(|port| SurveyedPort {
         service: service.spec.name.clone(),
         protocol: or(&port.protocol, "tcp"),
@@ -130,7 +131,7 @@ fn tasks_of(
         let name = format!("{service}.{which}.{}", task.id);
         let wanted = task.desired_state == "running";
         let node = node.description.hostname.clone();
-        Some((name, SurveyedTask { service, node, wanted }))
+        Some((name, SurveyedTask { node, wanted }))
     });
     surveyed.collect()
 }
@@ -149,10 +150,10 @@ async fn own_tasks(client: &Client, node: &str) -> Result<BTreeMap<String, Surve
         };
         let labels = &container.config.labels;
         let label = |name: &str| labels.get(&format!("com.docker.swarm.{name}")).cloned();
-        if let (true, Some(task), Some(service)) =
-            (container.state.running, label("task.name"), label("service.name"))
-        {
-            tasks.insert(task, SurveyedTask { service, node: node.to_owned(), wanted: true });
+        // A task counts from when it is healthy, as in a Swarm's own list.
+        let starting = container.state.health.as_ref().is_some_and(|it| it.status == "starting");
+        if let (true, false, Some(task)) = (container.state.running, starting, label("task.name")) {
+            tasks.insert(task, SurveyedTask { node: node.to_owned(), wanted: true });
         }
     }
     Ok(tasks)
