@@ -1,7 +1,7 @@
 //! The proxy beside the kernel plane: it serves what services ask for and the kernel cannot do.
 //!
 //! A port passes from one plane to the other without a moment in which nobody serves it: the proxy has
-//! listened for a second before the kernel leaves clients to it ([`super::split`]), and the kernel takes
+//! listened for a second before the kernel leaves clients to it (`split.rs`), and the kernel takes
 //! packets, which it does before any socket sees them, before the proxy closes.
 
 use std::{
