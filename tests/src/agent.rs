@@ -22,7 +22,7 @@ pub(crate) const HTTP_PORT: u16 = 9950;
 const TUNNEL_PORT: i64 = 7950;
 /// Longer than any start, shorter than anybody's patience.
 // The verifier takes a while when several agents of parallel tests begin at once.
-const START: Duration = Duration::from_secs(45);
+const START: Duration = Duration::from_secs(90);
 const GRACE: Duration = Duration::from_secs(2);
 const STOP: Duration = Duration::from_secs(10);
 

@@ -110,9 +110,14 @@ fn status_of_one_started_by(mut wrapper: Command, scene: &Scene, dataplane: &str
         client.ask(&Probe::tcp("10.77.0.11:8080")).by("web.1").map(drop_it)
     })
     .unwrap();
-    let answer = host.netns().http_get("127.0.0.1:9950".parse().unwrap(), "/api/v1/status");
+    // A plane reports what it serves after it serves it.
+    let answer = eventually("the agent to say what it serves", 10 * SECOND, || {
+        let status = host.netns().http_get("127.0.0.1:9950".parse()?, "/api/v1/status")?.body;
+        ensure!(!status.contains("\"generation\":null"), "{status}");
+        anyhow::Ok(status)
+    });
     agent.stop(5 * SECOND).unwrap();
-    answer.unwrap().body
+    answer.unwrap()
 }
 
 #[test]
