@@ -52,7 +52,7 @@ fn measure(lab: &Lab) -> Result<()> {
     changes(&agent, &lab.mesh_file())?;
     goal("memory at the end, MB", Spread::of(vec![memory(&agent)?]), 100.0, 0);
     shares(&agent)?;
-    println!("  highest so far: {:.0} MB", status_megabytes(&agent, "VmHWM:")?);
+    println!("  highest so far: {:.0} MB", status_megabytes(&agent, "VmHWM")?);
     restart(&agent)
 }
 
