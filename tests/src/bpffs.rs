@@ -2,7 +2,8 @@
 //!
 //! Every lab holds a shared lock on one file; the last one to leave gets it exclusively and
 //! unmounts what a lab had mounted, if it is empty. The lock goes with the process, so a killed
-//! lab does not count, and the mark that *we* mounted it is a file that survives it.
+//! lab does not count (its [`sweeper`] gives back for it), and the mark that *we* mounted it is a
+//! file that survives it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,6 +11,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount, umount};
+
+use crate::sweeper;
 
 /// Where pins go.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -26,6 +29,7 @@ pub struct BpffsLease {
 impl BpffsLease {
     /// Takes a share and mounts the file system if it is not there.
     pub fn take() -> Result<Self> {
+        sweeper::begin()?;
         let shared = lock(FlockArg::LockShared)?;
         if !is_mounted()? {
             mount(Some("bpffs"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
@@ -39,14 +43,19 @@ impl BpffsLease {
 impl Drop for BpffsLease {
     fn drop(&mut self) {
         drop(self.shared.take());
-        if !Path::new(MARK).exists() {
-            return;
-        }
-        // Not an error: another lab runs, or somebody else uses the mount by now.
-        let Ok(_alone) = lock(FlockArg::LockExclusiveNonblock) else { return };
-        if is_empty() && umount(BPFFS).is_ok() {
-            let _ = fs::remove_file(MARK);
-        }
+        give_back();
+    }
+}
+
+/// Unmounts what a lab had mounted, unless it is in use.
+pub(crate) fn give_back() {
+    if !Path::new(MARK).exists() {
+        return;
+    }
+    // Not an error: another lab runs, or somebody else uses the mount by now.
+    let Ok(_alone) = lock(FlockArg::LockExclusiveNonblock) else { return };
+    if is_empty() && umount(BPFFS).is_ok() {
+        let _ = fs::remove_file(MARK);
     }
 }
 

@@ -37,6 +37,7 @@ pub mod prometheus;
 pub mod residue;
 pub mod scene;
 pub mod swarm;
+pub mod sweeper;
 pub mod sysctl;
 pub mod task;
 pub mod traffic;

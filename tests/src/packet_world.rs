@@ -35,8 +35,6 @@ pub struct World {
     planner: Planner,
     snapshot: MeshSnapshot,
     now: Duration,
-    /// Last, since the trial's pins must be gone before it is given back.
-    _bpffs: BpffsLease,
 }
 
 /// What became of a packet.
@@ -70,8 +68,8 @@ impl World {
             .iter()
             .map(|a| a.parse())
             .collect::<Result<_, _>>()?;
-        let bpffs = BpffsLease::take()?;
-        let trial = Trial::new(config, &own)?;
+        // Only while it loads: it keeps no pins.
+        let trial = BpffsLease::take().and_then(|_bpffs| Ok(Trial::new(config, &own)?))?;
         let limits = weir_mesh::plan::Limits::default();
         let planner = Planner::new(trial.installed()?, limits, Moment(Duration::ZERO));
         let mut snapshot = MeshSnapshot { generation: Generation(1), ..MeshSnapshot::default() };
@@ -79,7 +77,7 @@ impl World {
             let node = Node::new(NodeName::new(name), address.parse()?);
             snapshot.nodes.insert(node.name.clone(), node);
         }
-        Ok(Self { trial, planner, snapshot, now: Duration::ZERO, _bpffs: bpffs })
+        Ok(Self { trial, planner, snapshot, now: Duration::ZERO })
     }
 
     /// Replaces the service `name`: `ports` such as `"8080:80/tcp"` or `"9090:80/tcp/host"`, tasks

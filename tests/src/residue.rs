@@ -1,7 +1,7 @@
 //! The names that a lab leaves in the file system, and the removal of those of dead labs.
 //!
 //! After a SIGKILL the kernel frees namespaces and kills processes; directories stay. Their names
-//! carry the pid of their lab, so any later lab can tell that nobody owns them.
+//! carry the pid of their lab, so that a sweeper, or any later lab, can tell that nobody owns them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use crate::bpffs::BPFFS;
 use crate::cgroup::{cgroup2_root, kill_and_remove};
 
 const PREFIX: &str = "weir-lab-";
+/// Trials of the kernel programs pin their maps for a moment.
+const TRIAL_PREFIX: &str = "weir-trial-";
 /// Where agents have the locks of their pins.
 const LOCKS: &str = "/run/weir";
 
@@ -77,21 +79,38 @@ fn remove_locks_of(is_dead: impl Fn(&str) -> bool) {
     }
 }
 
+/// Whether something carries the name of this process.
+pub(crate) fn is_left_of(pid: u32) -> bool {
+    let places = [cgroup2_root().unwrap_or_default(), PathBuf::from(BPFFS), std::env::temp_dir()];
+    places.iter().any(|place| !named(place, |name| owner(name) == Some(pid)).is_empty())
+}
+
 fn orphans(place: &Path) -> Vec<PathBuf> {
+    named(place, is_orphan)
+}
+
+fn named(place: &Path, is_it: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(place) else { return Vec::new() };
     entries
         .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_str().is_some_and(is_orphan))
+        .filter(|entry| entry.file_name().to_str().is_some_and(&is_it))
         .map(|entry| entry.path())
         .collect()
 }
 
 fn is_orphan(name: &str) -> bool {
-    owner(name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+    owner(name).is_some_and(has_ended)
+}
+
+/// One that has ended, and that its parent has not asked for yet, is as good as gone.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn owner(name: &str) -> Option<u32> {
-    name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+    let rest = name.strip_prefix(PREFIX).or_else(|| name.strip_prefix(TRIAL_PREFIX))?;
+    rest.split('-').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -102,6 +121,7 @@ mod tests {
     fn the_owner_is_read_from_directories_and_pins() {
         assert_eq!(owner("weir-lab-4711-2"), Some(4711));
         assert_eq!(owner("weir-lab-4711-2-n1"), Some(4711));
+        assert_eq!(owner("weir-trial-4711-0"), Some(4711));
         assert_eq!(owner("weir-lab-x"), None);
         assert_eq!(owner("weir"), None);
     }
@@ -110,5 +130,12 @@ mod tests {
     fn a_living_owner_keeps_its_things() {
         assert!(!is_orphan(&LabName::next().0));
         assert!(is_orphan("weir-lab-4194999-1"), "above pid_max");
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let name = format!("weir-lab-{}-1", ended.id());
+        crate::eventually("it to end", std::time::Duration::from_secs(5), || {
+            if is_orphan(&name) { Ok(()) } else { Err("it runs") }
+        })
+        .unwrap();
+        ended.wait().unwrap();
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weir_tests::{Lab, eventually};
+use weir_tests::eventually;
 
 struct Demo {
     child: Child,
@@ -94,19 +94,16 @@ fn ctrl_c_takes_the_demo_down_in_order() {
 }
 
 #[test]
-fn after_sigkill_no_process_is_left_and_the_next_lab_removes_the_rest() {
+fn after_sigkill_nothing_is_left() {
     let mut demo = demo(&[]);
     let (cgroup, run_dir) = (demo.cgroup(), demo.run_dir());
     demo.wait_for_services();
+    assert!(processes_below(&cgroup) > 4);
     demo.signal(Signal::SIGKILL);
     demo.child.wait().unwrap();
-    eventually("all processes to be gone", Duration::from_secs(5), || {
-        match processes_below(&cgroup) {
-            0 => Ok(()),
-            left => Err(left),
-        }
+    eventually("all of it to be gone", Duration::from_secs(20), || {
+        let left = (processes_below(&cgroup), cgroup.exists(), run_dir.exists());
+        if left == (0, false, false) { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .unwrap();
-    let _lab = Lab::builder().hosts(0).clients(0).build().unwrap();
-    assert!(!cgroup.exists() && !run_dir.exists());
 }

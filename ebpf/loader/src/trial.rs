@@ -27,9 +27,8 @@ use crate::{
     uninstall,
 };
 
-/// Loaded programs and their maps, gone on drop.
+/// Loaded programs and their maps, gone on drop, or with the process.
 pub struct Trial {
-    options: Options,
     store: Store,
     object: Ebpf,
     /// Programs that only trials have.
@@ -85,11 +84,18 @@ impl Trial {
         };
         let what = || format!("make {}", options.pin.display());
         std::fs::create_dir_all(options.maps_dir()).tried(what)?;
-        let opened = open(&options);
-        let (object, store, extra) = opened.inspect_err(|_| {
-            uninstall::remove_tree(&options.pin);
-        })?;
-        let trial = Self { options, store, object, extra };
+        let loaded = load(&options);
+        // The two objects share maps by their pins. That is all they are for: from here on the process holds
+        // the maps, and whatever ends it, nothing is left.
+        if let Some(error) = uninstall::remove_tree(&options.pin).1.into_iter().next() {
+            return Err(error);
+        }
+        let (mut object, mut extra) = loaded?;
+        object::verify(&mut object, |name| RUNNABLE.contains(&name))?;
+        object::verify(&mut extra, |_| true)?;
+        let maps = Maps::open(&mut object)?;
+        let clock = kernel::clock(&object)?;
+        let trial = Self { store: Store::new(maps, clock)?, object, extra };
         let hz = trial.store.clock.hz;
         let csum_ipv6_flag = kernel::csum_ipv6_flag(&trial.object)?;
         trial.store.maps.config.set(0, Config { hz, csum_ipv6_flag, ..config })?;
@@ -247,22 +253,10 @@ fn missing(name: &str) -> Error {
     Error::new(format!("find {name}"), "the objects have nothing of this name")
 }
 
-fn open(options: &Options) -> Result<(Ebpf, Store, Ebpf), Error> {
-    let mut object = object::load(options)?;
-    object::verify(&mut object, |name| RUNNABLE.contains(&name))?;
-    let maps = Maps::open(&mut object)?;
-    let clock = kernel::clock(&object)?;
+fn load(options: &Options) -> Result<(Ebpf, Ebpf), Error> {
+    let object = object::load(options)?;
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(options.maps_dir());
-    let mut extra = loader.load(EXTRA).tried(|| "load the programs of trials".to_owned())?;
-    object::verify(&mut extra, |_| true)?;
-    Ok((object, Store::new(maps, clock)?, extra))
-}
-
-impl Drop for Trial {
-    fn drop(&mut self) {
-        for error in uninstall::remove_tree(&self.options.pin).1 {
-            tracing::warn!(%error, "A trial left something behind");
-        }
-    }
+    let extra = loader.load(EXTRA).tried(|| "load the programs of trials".to_owned())?;
+    Ok((object, extra))
 }

@@ -35,6 +35,22 @@ fn port_of(text: &str) -> u16 {
     text.split([':', ' ']).nth(2).unwrap().parse().unwrap()
 }
 
+/// So that nothing is left of them, whatever ends their process.
+#[test]
+fn a_world_that_is_loaded_has_no_pins() {
+    let mut world = World::new().unwrap();
+    let own = format!("weir-trial-{}-", std::process::id());
+    let pins = std::fs::read_dir(weir_tests::bpffs::BPFFS).unwrap();
+    let names = pins.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let own: Vec<String> = names.filter(|name| name.starts_with(&own)).collect();
+    assert_eq!(own, Vec::<String>::new());
+    let web = &[("web.1", "n1", 3, weir_mesh::TaskState::Active)];
+    world.service("web", weir_mesh::Balance::RoundRobin, WEB, web).unwrap();
+    let asked = "tcp 10.77.0.101:40000 > 10.77.0.11:8080 S";
+    let expected = "tcp 10.77.0.101:40000 > 172.18.0.3:80 S ttl 63";
+    assert_eq!(world.run("nic_in", asked).unwrap(), sent(expected), "its programs share the maps");
+}
+
 #[test]
 fn no_program_keeps_the_verifier_long() {
     let verified = World::new().unwrap().trial().verified().unwrap();

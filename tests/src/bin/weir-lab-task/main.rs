@@ -52,6 +52,8 @@ enum Program {
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<std::ffi::OsString>,
     },
+    /// Wait until standard input ends, then remove what is left of the process that started this
+    Sweep,
     /// Receive bulk data, check every byte, report the count
     Sink(bulk::Peer),
     /// Send bulk data
@@ -99,6 +101,7 @@ async fn main() -> Result<()> {
         Program::Well => image::set_sick(false),
         Program::Probe { probes } => probe(&probes),
         Program::RefusePrograms { command } => refusing::run(&command),
+        Program::Sweep => weir_tests::sweeper::wait_and_sweep(),
         Program::Sink(peer) => bulk::sink(&peer),
         Program::Source { peer, mb } => bulk::source(&peer, mb * 1_000_000),
     }
