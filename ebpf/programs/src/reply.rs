@@ -90,6 +90,10 @@ fn tell_forward<F: Answer>(packet: &Packet<F::Addr>, back: &Reverse<F::Addr>) {
     };
     if let Some(flow) = F::forward().get_ptr_mut(key) {
         // SAFETY: a value of a map; a flag lost to a race is set by the next packet.
-        unsafe { (*flow).flags |= back.flags };
+        let flow = unsafe { &mut *flow };
+        // The client may have a new flow by now, with another task. (0: the task is another node's.)
+        if back.backend == 0 || flow.backend == back.backend {
+            flow.flags |= back.flags;
+        }
     }
 }

@@ -111,16 +111,29 @@ fn forwarded<F: Answer>(
             // The client's port too: it may be the alias by which the task knows another flow.
             let same = back.src == packet.key.dst
                 && back.sport == packet.key.dport
-                && back.dport == packet.key.sport;
+                && back.dport == packet.key.sport
+                && back.backend == choice.index;
             let reopens = packet.is_syn()
                 && (choice.backend.state != backend_state::ACTIVE || back.flags & ENDED != 0);
-            if same && !reopens {
+            if same && reopens {
+                // Whoever takes the new flow, the one that is noted here is over.
+                back.flags |= flow_flag::RESET;
+            } else if same && (back.flags & ENDED == 0 || !passed_on::<F>(packet)) {
                 refresh(back, packet, envelope.from, config);
                 return local::<F>(packet, frontend, choice, [0; 2]);
             }
         }
     }
     unusual::<F>(skb, packet, frontend, tagged, envelope, config)
+}
+
+/// Whether the client's present flow is one that this node gave a second chance. What is noted of its
+/// last one with the same task, or with one that had the same address, means nothing then: the node
+/// that the client entered by goes on naming that task.
+#[inline(always)]
+fn passed_on<F: Answer>(packet: &Packet<F::Addr>) -> bool {
+    // SAFETY: a value of a map.
+    F::forward().get_ptr(packet.key).is_some_and(|flow| unsafe { (*flow).from != 0 })
 }
 
 const ENDED: u8 = flow_flag::CLIENT_FIN | flow_flag::TASK_FIN | flow_flag::RESET;
@@ -182,6 +195,9 @@ fn unusual<F: Answer>(
                 let _ = flow::reverse_for::<F>(packet, frontend, choice, flow, config);
             }
             return ingress::deliver::<F>(skb, packet, frontend, choice, flow, config);
+        } else {
+            // A second chance that is over: see `passed_on`.
+            let _ = F::forward().remove(packet.key);
         }
     }
     let opens = packet.is_syn() || packet.is_udp();

@@ -66,6 +66,98 @@ fn a_new_flow_for_a_draining_task_gets_a_second_chance() {
     assert_eq!(world.drops("hop_limit").unwrap(), 1);
 }
 
+/// A connection from n2 to the task of this node at 172.18.0.3, from its beginning to its end.
+fn whole_connection(world: &World, n2: u16, tag: u32, client: &str) {
+    let flow = format!("tcp {client} > 10.77.0.12:8080");
+    for (program, packet) in [
+        ("tun_in", format!("{flow} S")),
+        ("task_out", format!("tcp 172.18.0.3:80 > {client} SA")),
+        ("tun_in", format!("{flow} A seq 1 ack 1")),
+        ("task_out", format!("tcp 172.18.0.3:80 > {client} FA seq 1 ack 1")),
+        ("tun_in", format!("{flow} FA seq 1 ack 2")),
+    ] {
+        let outcome = match program {
+            "tun_in" => world.tunnel(n2, tag, &packet),
+            _ => world.run(program, &packet),
+        };
+        assert!(matches!(outcome.unwrap(), Outcome::Sent(_)), "{packet}");
+    }
+}
+
+#[test]
+fn a_second_chance_is_not_undone_by_what_is_left_of_the_last_connection() {
+    let mut world = World::new().unwrap();
+    world.service("web", Balance::RoundRobin, WEB, &[("web.1", "n1", 3, Active)]).unwrap();
+    let (n2, tag) = (world.node("n2").unwrap(), world.tag("web", "web.1", "n1").unwrap());
+    let flow = "tcp 10.77.0.101:40000 > 10.77.0.12:8080";
+    whole_connection(&world, n2, tag, "10.77.0.101:40000");
+    let open = "tcp 10.77.0.101:40001 > 10.77.0.12:8080";
+    world.tunnel(n2, tag, &format!("{open} S")).unwrap();
+    world.tunnel(n2, tag, &format!("{open} A seq 1 ack 1")).unwrap();
+    let away = [("web.1", "n1", 3, Draining), ("web.2", "n3", 4, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &away).unwrap();
+    for (flow, last) in [(flow, "has ended"), (open, "was given up by the client")] {
+        for packet in ["S mss 1410 seq 7000", "A seq 7001 ack 9001", "A seq 7001 ack 9001 data 40"]
+        {
+            assert_eq!(
+                world.tunnel(n2, tag, &format!("{flow} {packet}")).unwrap(),
+                sent(&format!("{flow} {packet} ttl 63")),
+                "all of the new connection goes on to n3; the last with the draining task {last}"
+            );
+        }
+    }
+    assert_eq!(
+        world.run("task_out", "tcp 172.18.0.3:80 > 10.77.0.101:40000 AF seq 1 ack 2").unwrap(),
+        sent("tcp 10.77.0.12:8080 > 10.77.0.101:40000 AF seq 1 ack 2 ttl 63"),
+        "what the draining task says once more is still for the client"
+    );
+    assert_eq!(
+        world.tunnel(n2, tag, &format!("{flow} A seq 7041 ack 9001")).unwrap(),
+        sent(&format!("{flow} A seq 7041 ack 9001 ttl 63")),
+        "and does not end the new connection"
+    );
+}
+
+#[test]
+fn a_task_that_is_heard_of_late_does_not_take_over_a_flow_that_another_has_taken() {
+    let mut world = World::new().unwrap();
+    let new = [("web.2", "n1", 3, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &new).unwrap();
+    let late = world.tag("web", "web.2", "n1").unwrap();
+    let old = [("web.1", "n1", 3, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &old).unwrap();
+    let (n2, tag) = (world.node("n2").unwrap(), world.tag("web", "web.1", "n1").unwrap());
+    whole_connection(&world, n2, tag, "10.77.0.101:40000");
+    let elsewhere = [("web.3", "n3", 4, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &elsewhere).unwrap();
+    world.wait(std::time::Duration::from_secs(31)).unwrap();
+    let flow = "tcp 10.77.0.101:40000 > 10.77.0.12:8080";
+    for packet in ["S mss 1410 seq 7000", "A seq 7001 ack 9001"] {
+        assert_eq!(
+            world.tunnel(n2, late, &format!("{flow} {packet}")).unwrap(),
+            sent(&format!("{flow} {packet} ttl 63")),
+            "n2 knows web.2 already, this node does not"
+        );
+    }
+    let both = [("web.2", "n1", 3, Active), ("web.3", "n3", 4, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &both).unwrap();
+    assert_eq!(
+        world.tunnel(n2, late, &format!("{flow} A seq 7001 ack 9001 data 40")).unwrap(),
+        sent(&format!("{flow} A seq 7001 ack 9001 data 40 ttl 63")),
+        "web.2 has the address that web.1 had, and knows nothing of this connection"
+    );
+    world.tunnel(n2, late, &format!("{flow} FA seq 7041 ack 9001")).unwrap();
+    let answer = "tcp 10.77.0.12:8080 > 10.77.0.101:40000 FA seq 9001 ack 7042";
+    let n3 = world.node("n3").unwrap();
+    world.tunnel(n3, weir_abi::Tag::RETURN, answer).unwrap();
+    whole_connection(&world, n2, late, "10.77.0.101:40000");
+    assert_eq!(
+        world.tunnel(n2, late, &format!("{flow} A seq 2 ack 2")).unwrap(),
+        sent("tcp 10.77.0.101:40000 > 172.18.0.3:80 A seq 2 ack 2 ttl 63"),
+        "to its last segment the next connection is web.2's"
+    );
+}
+
 #[test]
 fn a_flow_that_comes_back_with_a_second_chance_belongs_to_this_node_again() {
     let mut world = World::new().unwrap();

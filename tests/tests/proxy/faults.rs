@@ -163,7 +163,9 @@ fn without_files_new_clients_wait_or_are_turned_away_and_the_others_go_on() {
     let pid = scene.agent("n1").pid().unwrap();
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     limit_files(pid, files + 3);
-    let more: Vec<_> = (0..6).map(|_| open(&scene, How::Tcp)).collect();
+    // Who is turned away at once may see that while it still connects.
+    let probe = Probe::new(How::Tcp, target(&scene, PORT));
+    let more: Vec<_> = (0..6).map(|_| probe.open_in(scene.lab.client("c1").netns())).collect();
     thread::sleep(SECOND / 2);
     assert!(talks.iter_mut().all(|talk| talk.ask().task.is_some()));
     drop(more);
