@@ -227,7 +227,8 @@ impl Lab {
         let mtu = self.options.fabric_mtu;
         netns.add_veth(&Veth { name: "eth1", peer: &self.fabric, peer_name: &port, mtu })?;
         self.fabric.add_port(FABRIC, &port)?;
-        netns.set_up("eth1", prefixes)
+        netns.set_up("eth1", prefixes)?;
+        self.fabric.wait_forwarding(&port)
     }
 
     /// Takes the lab down and gives what went wrong instead of panicking.
@@ -314,6 +315,7 @@ impl Lab {
         self.fabric.set_offloads(name, self.options.offloads)?;
         self.fabric.add_port(FABRIC, name)?;
         netns.set_up(UPLINK, prefixes)?;
+        self.fabric.wait_forwarding(name)?;
         if self.options.default_route {
             for (gateway, _) in plan::fabric() {
                 netns.add_route(default_of(gateway), gateway)?;

@@ -1,17 +1,25 @@
 //! Interfaces, addresses and routes, by rtnetlink.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{
+    BridgePortState, InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkInfo,
+    LinkMessage,
+};
 use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
 
+use crate::eventually;
 use crate::netns::Netns;
+
+/// How long the kernel may take over a link.
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// An address with the length of its prefix.
 pub type Prefix = (IpAddr, u8);
@@ -82,6 +90,24 @@ impl Netns {
             Ok(handle.link().set_port(port).execute().await?)
         })
         .with_context(|| format!("add {name} to bridge {bridge}"))
+    }
+
+    /// Waits until a port of a bridge forwards, after its other end was set up. The kernel sees to that
+    /// some time later (linkwatch_event); until then the bridge drops what comes and goes.
+    pub fn wait_forwarding(&self, port: &str) -> Result<()> {
+        eventually(&format!("port {port} to forward"), SETTLE, || {
+            let link = self.netlink(|handle| async move { find(&handle, port).await })?;
+            let forwarding = InfoBridgePort::State(BridgePortState::Forwarding);
+            let state = link.attributes.iter().any(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.iter().any(|info| match info {
+                    LinkInfo::PortData(InfoPortData::BridgePort(of)) => of.contains(&forwarding),
+                    _ => false,
+                }),
+                _ => false,
+            });
+            ensure!(state, "{link:?}");
+            Ok(())
+        })
     }
 
     /// Removes an interface, and the other end of a veth with it.

@@ -43,6 +43,7 @@ impl Network {
         netns.add_veth(&Veth { name, peer, peer_name: &port, mtu: 1450 })?;
         self.netns.add_port(BRIDGE, &port)?;
         netns.set_up(name, &prefixes(last))?;
+        self.netns.wait_forwarding(&port)?;
         Ok(Self::addresses(last))
     }
 }

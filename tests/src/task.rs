@@ -151,6 +151,7 @@ impl Task {
         self.netns.set_offloads(UPLINK, options.offloads)?;
         host.add_port(GATEWAY, veth)?;
         self.netns.set_up(UPLINK, prefixes)?;
+        host.wait_forwarding(veth)?;
         for (gateway, _) in plan::gateway() {
             if prefixes.iter().any(|(own, _)| own.is_ipv4() == gateway.is_ipv4()) {
                 self.netns.add_route(default_of(gateway), gateway)?;
