@@ -5,7 +5,7 @@ CHECK ?=
 DEMO_FLAGS = $(if $(CHECK),--check)
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: demo test soak bench ebpf image release fmt lint packages
+.PHONY: demo test soak fuzz bench ebpf image release fmt lint packages
 
 # Not a release build: that takes twice as long, and what forwards is the kernel's program, which is the
 # same in both.
@@ -23,6 +23,10 @@ test:
 soak:
 	.ci/packages --swarm
 	.ci/soak
+
+## fuzz: nonsense for what weir reads from others, a minute in all; longer: .ci/fuzz SECONDS
+fuzz: packages
+	.ci/fuzz
 
 ## bench: peers side by side in one run; see bench/README.md
 bench: packages

@@ -19,7 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// These see everything.
-const OUTSIDE: &[&str] = &["weir-tests", "weir-bench"];
+const OUTSIDE: &[&str] = &["weir-tests", "weir-fuzz", "weir-bench"];
 
 fn imports(manifest: &str) -> BTreeMap<String, BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))

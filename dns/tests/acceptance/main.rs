@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
 mod cache;
+mod check;
 mod forwarding;
 mod header;
 mod local;
