@@ -252,7 +252,8 @@ fn agents_and_managers_that_come_and_go_fail_no_request() {
 
 #[test]
 fn after_a_crash_new_connections_through_the_others_soon_work() {
-    const LIMIT: Duration = Duration::from_millis(1500);
+    // Less than 1.5 s on a machine that has nothing else to do; Swarm's own word takes a quarter of a minute.
+    const LIMIT: Duration = Duration::from_secs(4);
     let swarm = swarm(3, 6);
     let through: Vec<_> = ["n1", "n2"].map(|name| swarm.node(name).target(8081)).to_vec();
     let netns = swarm.client("c1").netns();
@@ -261,7 +262,7 @@ fn after_a_crash_new_connections_through_the_others_soon_work() {
     thread::sleep(SECOND);
     swarm.power_off("n3").unwrap();
     let crash = load.report().elapsed;
-    thread::sleep(4 * SECOND);
+    thread::sleep(2 * LIMIT);
     let report = load.stop().unwrap();
     eprintln!("{report}");
     let last = report.last_failure.as_ref().map_or(Duration::ZERO, |last| last.at);
