@@ -246,4 +246,6 @@ fn octets(address: IpAddr) -> [u8; 16] {
 }
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;

@@ -2,7 +2,8 @@
 
 #![no_main]
 
-use std::net::SocketAddr;
+#[path = "../../proxy/src/header/oracle.rs"]
+mod oracle;
 
 use libfuzzer_sys::fuzz_target;
 use weir_mesh::Protocol;
@@ -24,41 +25,13 @@ fuzz_target!(|bytes: &[u8]| {
         let again = parse(&again).expect("its own header").expect("a whole one");
         assert_eq!(again.addresses, Some((protocol, addresses)));
     }
-    let theirs = if whole.starts_with(b"PROXY ") { line(whole) } else { binary(whole) };
+    let theirs = if whole.starts_with(b"PROXY ") {
+        oracle::line(whole).flatten()
+    } else {
+        oracle::binary(whole).map(|(addresses, _)| addresses)
+    };
     // The library refuses some of what the specification lets pass, and says nothing of those.
     if let Some(theirs) = theirs {
         assert_eq!(addresses, theirs, "{protocol:?}");
     }
 });
-
-/// What the library `ppp` makes of a line of version 1.
-fn line(bytes: &[u8]) -> Option<Addresses> {
-    let header = ppp::v1::Header::try_from(bytes).ok()?;
-    Some(match header.addresses {
-        ppp::v1::Addresses::Tcp4(it) => Addresses {
-            source: SocketAddr::new(it.source_address.into(), it.source_port),
-            destination: SocketAddr::new(it.destination_address.into(), it.destination_port),
-        },
-        ppp::v1::Addresses::Tcp6(it) => Addresses {
-            source: SocketAddr::new(it.source_address.into(), it.source_port),
-            destination: SocketAddr::new(it.destination_address.into(), it.destination_port),
-        },
-        ppp::v1::Addresses::Unknown => return None,
-    })
-}
-
-/// The same of a header of version 2.
-fn binary(bytes: &[u8]) -> Option<Addresses> {
-    let header = ppp::v2::Header::try_from(bytes).ok()?;
-    Some(match header.addresses {
-        ppp::v2::Addresses::IPv4(it) => Addresses {
-            source: SocketAddr::new(it.source_address.into(), it.source_port),
-            destination: SocketAddr::new(it.destination_address.into(), it.destination_port),
-        },
-        ppp::v2::Addresses::IPv6(it) => Addresses {
-            source: SocketAddr::new(it.source_address.into(), it.source_port),
-            destination: SocketAddr::new(it.destination_address.into(), it.destination_port),
-        },
-        _ => return None,
-    })
-}
