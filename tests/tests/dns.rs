@@ -266,8 +266,7 @@ fn that_a_service_has_no_ipv6_address_delays_nobody_and_fails_nobody() {
         cases.note(
             line,
             said.and_then(|_| {
-                // A resolver that waits does so for five.
-                ensure!(took < 3 * SECOND, "it took {took:?}");
+                ensure!(took < SECOND, "it took {took:?}");
                 Ok(())
             }),
         );
@@ -327,13 +326,15 @@ fn a_task_that_drains_is_given_out_no_more_at_the_moment_when_the_kernel_has_it(
     assert_eq!(world.lines(&world.blue, &line).unwrap().len(), 2);
     world.scene.mesh.service("web").state("web.1", State::Draining);
     world.scene.apply().unwrap();
-    // The kernel has it; the answers follow.
+    // The kernel has it; the answers follow within a fifth of a second.
+    let begun = Instant::now();
     eventually("the task to be given out no more", 5 * SECOND, || -> Result<()> {
         let said = world.lines(&world.blue, &line)?;
         ensure!(said == set(&["10.0.9.12"]), "{said:?}");
         Ok(())
     })
     .unwrap();
+    assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
     let metrics = world.scene.agent("n1").http("/metrics").unwrap().body;
     let measured = "weir_programming_duration_seconds_count{stage=\"dns\"}";
     assert!(metrics.contains(measured), "{metrics}");

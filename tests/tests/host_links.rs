@@ -191,8 +191,7 @@ fn health_server(task: &Task) -> Arc<AtomicBool> {
 
 #[test]
 fn a_silent_host_gets_no_new_flows_after_a_second_and_is_back_when_it_speaks() {
-    // Less than 1.5 s on a machine that has nothing else to do; without the link there is no end.
-    const LIMIT: Duration = Duration::from_secs(4);
+    const LIMIT: Duration = Duration::from_millis(1500);
     let mut linked = Linked::new();
     linked.start(&["n1", "n2", "n3"]);
     linked.only(&["n1", "n2", "n3"], &["web.1", "web.2", "web.3"], "at first");
@@ -204,7 +203,7 @@ fn a_silent_host_gets_no_new_flows_after_a_second_and_is_back_when_it_speaks() {
     thread::sleep(SECOND);
     let cut = load.report().elapsed;
     lab.unplug("n3").unwrap();
-    thread::sleep(2 * LIMIT);
+    thread::sleep(4 * SECOND);
     let report = load.stop().unwrap();
     let last = report.last_failure.as_ref().map_or(Duration::ZERO, |last| last.at);
     let failed_for = last.saturating_sub(cut);

@@ -15,8 +15,8 @@ use weir_tests::swarm::{Node, SETTLE, Swarm, Update};
 use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Fewer requests while something happens would say little about it.
-const ENOUGH: u64 = 1000;
+/// What the load is at least, over all its kinds.
+const RATE: f64 = 1000.0;
 
 fn rounds() -> usize {
     std::env::var("WEIR_LOAD_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap())
@@ -82,7 +82,6 @@ impl<'a> Diary<'a> {
         let reports = load.stop();
         let before = self.failed.len();
         let rate: f64 = reports.iter().map(|(_, report)| report.rate()).sum();
-        let answered: u64 = reports.iter().map(|(_, report)| report.ok).sum();
         eprintln!("{:5.1} s: {what}: {rate:.0}/s", self.swarm.age().as_secs_f32());
         for (kind, report) in reports {
             let line = format!("{what}, {kind}: {report}");
@@ -94,8 +93,8 @@ impl<'a> Diary<'a> {
         if self.failed.len() > before {
             self.swarm.nodes().iter().for_each(print_drops);
         }
-        if answered < ENOUGH {
-            self.failed.push(format!("{what}: only {answered} requests"));
+        if rate < RATE {
+            self.failed.push(format!("{what}: only {rate:.0} requests a second"));
         }
     }
 
@@ -252,8 +251,7 @@ fn agents_and_managers_that_come_and_go_fail_no_request() {
 
 #[test]
 fn after_a_crash_new_connections_through_the_others_soon_work() {
-    // Less than 1.5 s on a machine that has nothing else to do; Swarm's own word takes a quarter of a minute.
-    const LIMIT: Duration = Duration::from_secs(4);
+    const LIMIT: Duration = Duration::from_millis(1500);
     let swarm = swarm(3, 6);
     let through: Vec<_> = ["n1", "n2"].map(|name| swarm.node(name).target(8081)).to_vec();
     let netns = swarm.client("c1").netns();
@@ -262,7 +260,7 @@ fn after_a_crash_new_connections_through_the_others_soon_work() {
     thread::sleep(SECOND);
     swarm.power_off("n3").unwrap();
     let crash = load.report().elapsed;
-    thread::sleep(2 * LIMIT);
+    thread::sleep(4 * SECOND);
     let report = load.stop().unwrap();
     eprintln!("{report}");
     let last = report.last_failure.as_ref().map_or(Duration::ZERO, |last| last.at);

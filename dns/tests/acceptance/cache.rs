@@ -150,10 +150,10 @@ async fn line_16_a_stale_answer_is_better_than_none() {
     assert_eq!((data(&said), extended_error(&said)), (vec!["203.0.113.1".to_owned()], Some(3)));
     assert_eq!(said.answers[0].ttl, 30);
     let waited = begun.elapsed();
-    assert!((1700..4000).contains(&waited.as_millis()), "{waited:?}");
+    assert!((1700..2500).contains(&waited.as_millis()), "{waited:?}");
     let begun = Instant::now();
     world.look_up(NAME).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "it is not waited for twice");
+    assert!(begun.elapsed() < Duration::from_millis(100), "it is not waited for twice");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::{
 use hickory_proto::op::{Message, ResponseCode};
 use weir_dns::{
     Outcome, Routes,
-    forward::{Route, Settings},
+    forward::Route,
     handler::{Ends, Transport},
 };
 
@@ -45,11 +45,7 @@ impl World {
 }
 
 async fn asking(moods: &[Mood]) -> (World, Vec<Upstream>) {
-    asking_with(moods, Settings::default()).await
-}
-
-async fn asking_with(moods: &[Mood], settings: Settings) -> (World, Vec<Upstream>) {
-    let world = World::new().forwarding(settings);
+    let world = World::new();
     let mut upstreams = Vec::new();
     for mood in moods {
         upstreams.push(Upstream::start(*mood).await);
@@ -57,11 +53,6 @@ async fn asking_with(moods: &[Mood], settings: Settings) -> (World, Vec<Upstream
     let addresses: Vec<_> = upstreams.iter().map(|one| one.address).collect();
     world.ask_also(&addresses, &[]);
     (world, upstreams)
-}
-
-/// So long that "at once" is something else on any machine.
-fn patient() -> Settings {
-    Settings { failover: Duration::from_millis(1600), ..Settings::default() }
 }
 
 #[tokio::test]
@@ -81,21 +72,16 @@ async fn line_17_a_silent_server_costs_less_than_half_a_second_and_then_nothing(
     let begun = Instant::now();
     assert_eq!(data(&world.look_up(NAME).await), ["203.0.113.1"]);
     let first = begun.elapsed();
-    // Half a second on a machine that has nothing else to do.
-    assert!((300..1500).contains(&first.as_millis()), "{first:?}");
+    assert!((300..900).contains(&first.as_millis()), "{first:?}");
     // The answers that never came are counted when their time is over.
     tokio::time::sleep(Duration::from_millis(50)).await;
     for at in 0..2 {
         world.look_up(&format!("n{at}.example.org.")).await;
     }
     tokio::time::sleep(Duration::from_millis(2100)).await;
-    let mut quickest = Duration::MAX;
-    for at in 0..5 {
-        let begun = Instant::now();
-        world.look_up(&format!("later{at}.example.org.")).await;
-        quickest = quickest.min(begun.elapsed());
-    }
-    assert!(quickest < Duration::from_millis(300), "{quickest:?}");
+    let begun = Instant::now();
+    world.look_up("later.example.org.").await;
+    assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
     let read = world.handler.forwarder.routes().read();
     let silent = read.iter().find(|one| one.address == upstreams[0].address).unwrap();
     assert!(silent.failures > 0 && silent.trouble.is_some(), "{silent:?}");
@@ -103,19 +89,19 @@ async fn line_17_a_silent_server_costs_less_than_half_a_second_and_then_nothing(
 
 #[tokio::test]
 async fn line_17_a_server_that_fails_is_left_for_the_next_at_once() {
-    let (world, _upstreams) = asking_with(&[Mood::Fail, Mood::Answer(60)], patient()).await;
+    let (world, _upstreams) = asking(&[Mood::Fail, Mood::Answer(60)]).await;
     let begun = Instant::now();
     assert_eq!(data(&world.look_up(NAME).await), ["203.0.113.1"]);
-    assert!(begun.elapsed() < patient().failover, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
 async fn line_17_a_server_that_nobody_listens_at_is_left_for_the_next_at_once() {
-    let (world, upstreams) = asking_with(&[Mood::Answer(60)], patient()).await;
+    let (world, upstreams) = asking(&[Mood::Answer(60)]).await;
     world.ask_also(&["127.0.0.1:9".parse().unwrap(), upstreams[0].address], &[]);
     let begun = Instant::now();
     assert_eq!(data(&world.look_up(NAME).await), ["203.0.113.1"]);
-    assert!(begun.elapsed() < patient().failover, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -214,7 +200,7 @@ async fn line_18_a_name_of_ours_does_not_wait_for_servers_that_do_not_answer() {
     for _ in 0..100 {
         assert_eq!(world.data(BLUE, "web.", Type::A), ["10.0.9.2"]);
     }
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

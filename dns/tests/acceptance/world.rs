@@ -178,14 +178,6 @@ impl World {
         self.handler.directory.store(Arc::new(directory));
     }
 
-    /// The same with other settings for names of others.
-    pub fn forwarding(self, settings: Settings) -> Self {
-        let handler = Arc::new(handler(&self.settings, &self.outside, settings));
-        let world = Self { handler, ..self };
-        world.publish();
-        world
-    }
-
     /// Changes a service, and publishes it.
     pub fn change(&mut self, service: &str, change: impl FnOnce(&mut Service)) {
         let service = self.snapshot.services.get_mut(&ServiceName::new(service)).unwrap();

@@ -128,7 +128,7 @@ async fn a_node_that_says_more_than_it_may_waits_and_holds_nobody_up() {
         let begun = Instant::now();
         w2.reports(&[("t2", life)]);
         eventually("w2 is heard", || m1.sees("w2", "t2") == Some(life), || ()).await;
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     }
     sent.abort();
 }
