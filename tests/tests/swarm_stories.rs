@@ -399,8 +399,7 @@ fn a_task_takes_flows_from_when_it_is_healthy_until_it_is_told_to_end() {
     delays.sort_unstable();
     let (half, most) = (delays[delays.len() / 2], delays[delays.len() - 1]);
     eprintln!("from the kill event to no new flows on another node: p50 {half:?}, max {most:?}");
-    // How quick it is, is measured in bench: this is told from a poll of seconds.
-    assert!(half < Duration::from_millis(500), "{delays:?}");
+    assert!(half < Duration::from_millis(100), "{delays:?}");
     swarm.finish().unwrap();
 }
 
