@@ -21,8 +21,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_loader::{Answers, Counters};
 use weir_mesh::{
-    Access, Balance, Ident, Locality, NetworkId, NodeName, Protocol, PublishMode, PublishedPort,
-    Service, ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
+    Access, Balance, EndpointMode, Ident, Locality, NetworkId, NodeName, Protocol, PublishMode,
+    PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
     health::Verdict,
     install::{BackendState, Frontend, Via},
     vip::VipKey,
@@ -110,6 +110,9 @@ pub struct ServiceView {
     pub ports: Vec<PortView>,
     /// Its tasks.
     pub tasks: Vec<TaskView>,
+    /// What its name leads to.
+    #[serde(default, skip_serializing_if = "EndpointMode::is_default")]
+    pub endpoint_mode: EndpointMode,
     /// Virtual addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vips: Vec<VipView>,
@@ -299,6 +302,7 @@ pub fn services(now: &Observation, only: Option<&str>) -> Services {
         access: service.access.clone(),
         ports: ports(service, now),
         tasks: service.tasks.iter().map(|one| task(service, one, now)).collect(),
+        endpoint_mode: service.endpoint_mode,
         vips: vips(service, now),
         timeouts: service.timeouts,
     });

@@ -16,10 +16,10 @@ mod publish;
 mod report;
 mod tasks;
 
-pub use crate::service::NetworkId;
+pub use crate::service::{EndpointMode, NetworkId};
 pub use declared::{
     Availability, Declared, DeclaredNetwork, DeclaredNode, DeclaredPort, DeclaredService,
-    DeclaredTask, EndpointMode, Transport, WishedState,
+    DeclaredTask, Transport, WishedState,
 };
 pub use ids::{NodeId, ServiceId, TaskId};
 pub use merge::{Merged, Words, merge};

@@ -29,8 +29,8 @@ pub use install::{Installed, MapOp};
 pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
 pub use proxied::Proxied;
 pub use service::{
-    Balance, Locality, Network, NetworkId, Node, NodeName, Port, Protocol, PublishMode,
-    PublishedPort, Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName, TaskState,
-    Timeouts, is_port_name,
+    Balance, EndpointMode, Locality, Network, NetworkId, Node, NodeName, Port, Protocol,
+    PublishMode, PublishedPort, Service, ServiceName, Space, SpaceAt, TargetPort, Task, TaskName,
+    TaskState, Timeouts, is_port_name,
 };
 pub use snapshot::{Generation, MeshSnapshot};

@@ -188,6 +188,27 @@ pub enum Locality {
     Local,
 }
 
+/// How containers find a service on a network that they share.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointMode {
+    /// By a virtual address, if it has one.
+    #[default]
+    Vip,
+    /// By the addresses of its tasks. Docker publishes ports of such a service in host mode only.
+    Dnsrr,
+}
+
+impl EndpointMode {
+    /// Whether it is what most services have.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Whether a task takes new flows, and whether it keeps those it has.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -291,6 +312,9 @@ pub struct Service {
     /// What only the userspace proxy can do for it.
     #[serde(default, skip_serializing_if = "Proxied::is_default")]
     pub proxied: Proxied,
+    /// What its name leads to.
+    #[serde(default, skip_serializing_if = "EndpointMode::is_default")]
+    pub endpoint_mode: EndpointMode,
     /// Its virtual addresses by network: each stands for all tasks that have an address of the same
     /// family there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -524,6 +548,7 @@ impl Service {
             tasks: Vec::new(),
             timeouts: Timeouts::default(),
             health: Health::default(),
+            endpoint_mode: EndpointMode::default(),
             vips: BTreeMap::new(),
             aliases: BTreeMap::new(),
             port_names: BTreeMap::new(),

@@ -78,6 +78,11 @@ fn a_container_finds_services_by_name_on_the_networks_that_it_shares_and_on_no_o
         Ok(())
     })
     .unwrap();
+    for (service, mode) in [("each", "dnsrr"), ("back", "vip")] {
+        let known = swarm.node("n2").weir_service(service).unwrap();
+        let said = known["endpoint_mode"].as_str().unwrap_or("vip");
+        assert_eq!(said, mode, "{known}");
+    }
     let vip = ask("back").unwrap();
     for name in ["back.weir", "back.shared", "back.shared.weir", "rear", "BACK.weir"] {
         assert_eq!(ask(name).unwrap(), vip, "{name}");

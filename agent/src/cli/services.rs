@@ -20,6 +20,7 @@ use crate::{
     document::missing,
     health::Condition,
 };
+use weir_mesh::EndpointMode;
 
 #[derive(Debug, Args)]
 pub(super) struct ServicesArgs {
@@ -52,6 +53,9 @@ enum ServicesFormat {
 
 /// In place of a table.
 pub(super) const NO_SNAPSHOT: &str = "there is no snapshot yet; weir status says why\n";
+/// Of a service with `--endpoint-mode dnsrr`.
+const DNSRR: &str =
+    "dnsrr: its name leads to its tasks; Docker publishes its ports in host mode only";
 /// Counters are read at most once a second.
 const BETWEEN: Duration = Duration::from_millis(1100);
 /// A busy agent answers with old counters: so long they are asked for again.
@@ -155,6 +159,9 @@ fn services_text(answer: &Services, stats: bool) -> String {
             } else {
                 port_rows(&mut table, service, port);
             }
+        }
+        if service.endpoint_mode == EndpointMode::Dnsrr && !stats {
+            table.row(["DNS", service.name.as_str(), "", "any", "", DNSRR]);
         }
         for vip in &service.vips {
             vip_row(&mut table, service, vip, stats);

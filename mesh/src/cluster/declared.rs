@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Labels, NetworkId, NodeId, ServiceId, TaskId};
+use super::{EndpointMode, Labels, NetworkId, NodeId, ServiceId, TaskId};
 use crate::service::{PublishMode, ServiceName, TaskName};
 
 /// Everything that Swarm's managers agree on, as far as the mesh needs it.
@@ -68,17 +68,6 @@ pub struct DeclaredService {
     pub vips: BTreeMap<NetworkId, IpAddr>,
     /// The networks its tasks are attached to, with its aliases there.
     pub networks: BTreeMap<NetworkId, Vec<String>>,
-}
-
-/// How containers find a service on a network that they share.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EndpointMode {
-    /// By a virtual address.
-    #[default]
-    Vip,
-    /// By the addresses of its tasks (`dnsrr`).
-    Dnsrr,
 }
 
 /// A published port, as it is declared.

@@ -14,7 +14,8 @@ use super::{
     tasks::{self, Placed},
 };
 use crate::service::{
-    Network, NetworkId, Node, NodeName, Service, ServiceName, Task, TaskState, Timeouts,
+    EndpointMode, Network, NetworkId, Node, NodeName, Service, ServiceName, Task, TaskState,
+    Timeouts,
 };
 
 /// Everything that is known, and how current it is.
@@ -178,7 +179,9 @@ impl Draft<'_> {
         }
         let vips = if served { self.vips(words) } else { BTreeMap::new() };
         let aliases = self.aliases();
-        let whole = Service { vips, aliases, ..service(name.clone(), ports, tasks) };
+        let endpoint_mode =
+            self.declared.map_or(EndpointMode::Vip, |service| service.endpoint_mode);
+        let whole = Service { endpoint_mode, vips, aliases, ..service(name.clone(), ports, tasks) };
         services.push((name.clone(), whole));
         services
     }

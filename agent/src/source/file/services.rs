@@ -7,8 +7,9 @@ use std::{
 };
 
 use weir_mesh::{
-    Access, Balance, Health, Locality, NetworkId, Node, NodeName, Port, Proxied, Service,
-    ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts, is_port_name, ports::PortSpec,
+    Access, Balance, EndpointMode, Health, Locality, NetworkId, Node, NodeName, Port, Proxied,
+    Service, ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts, is_port_name,
+    ports::PortSpec,
 };
 
 use super::{clients, health, networks, proxied, publish};
@@ -87,6 +88,7 @@ impl ServiceDraft {
             tasks,
             timeouts,
             health,
+            endpoint_mode: EndpointMode::default(),
             proxied,
             vips,
             aliases,
