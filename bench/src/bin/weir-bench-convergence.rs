@@ -43,7 +43,9 @@ type Measured = [(&'static str, Vec<Duration>); 4];
 fn measure(swarm: &Swarm, rounds: usize) -> Result<Measured> {
     swarm.deploy_weir()?;
     let create = "service create -d --no-resolve-image --restart-delay 0s --name";
-    swarm.docker(&format!("{create} web --replicas 3 -p {PORT}:80 task:health"))?;
+    // Names are on networks that users make; a node itself sees them all.
+    swarm.docker("network create -d overlay names")?;
+    swarm.docker(&format!("{create} web --network names --replicas 3 -p {PORT}:80 task:health"))?;
     swarm.docker(&format!("{create} one --replicas 1 -p 8082:80 task:health"))?;
     swarm.wait_running("web", 3)?;
     swarm.wait_running("one", 1)?;
@@ -111,6 +113,7 @@ fn first_without(node: &Node) -> Result<SystemTime> {
     node.host().run(|| {
         let mut asker = Asker::new(SERVER.into())?;
         let before = asker.addresses(NAME)?;
+        ensure!(before.len() == 3, "{} gives {before:?} out, of three tasks", node.name());
         let deadline = SystemTime::now() + SETTLE;
         loop {
             let now = asker.addresses(NAME)?;
