@@ -26,7 +26,7 @@ pub use access::{Access, Subnet};
 pub use health::Health;
 pub use ident::Ident;
 pub use install::{Installed, MapOp};
-pub use plan::{Limits, LocalView, Moment, Plan, Planner, Problem};
+pub use plan::{Carried, Limits, LocalView, Moment, Plan, Planner, Problem};
 pub use proxied::Proxied;
 pub use service::{
     Balance, EndpointMode, Locality, Network, NetworkId, Node, NodeName, Port, Protocol,

@@ -37,7 +37,7 @@ use self::{
     stock::{Freed, Stock},
 };
 use crate::{
-    install::{Frontend, Installed, MapOp, Via},
+    install::{BackendIndex, Frontend, Installed, MapOp, Via},
     service::{NodeName, ServiceName, TaskName},
     snapshot::MeshSnapshot,
 };
@@ -65,6 +65,17 @@ pub struct LocalView {
     /// Ports whose clients on this node another plane of ours serves, from now on. What other nodes
     /// forward is served all the same.
     pub ceded: BTreeSet<Frontend>,
+    /// What became of flows of this node's clients when their tables were last gone through.
+    pub carried: Carried,
+}
+
+/// Backends with connections that live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// When that was looked at.
+    pub seen: Moment,
+    /// Those that drain behind other nodes and have TCP connections which entered by this node.
+    pub backends: BTreeSet<BackendIndex>,
 }
 
 /// The sizes of the kernel arrays.

@@ -13,7 +13,7 @@ use weir::source::file::parse;
 use weir_mesh::{
     Generation, MeshSnapshot, NodeName, Timeouts,
     install::Installed,
-    plan::{Limits, LocalView, Moment, Planner},
+    plan::{Carried, Limits, LocalView, Moment, Planner},
 };
 
 fuzz_target!(|text: &str| {
@@ -40,6 +40,7 @@ fuzz_target!(|text: &str| {
         reach: BTreeMap::new(),
         withheld: BTreeSet::new(),
         ceded: BTreeSet::new(),
+        carried: Carried::default(),
     };
     let moment = Moment(Duration::from_secs(1));
     let mut planner = Planner::new(Installed::default(), Limits::default(), moment);

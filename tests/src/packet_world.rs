@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use weir_abi::{Config, DropReason, Ip4, Ip6};
 use weir_loader::{Arrival, Flow, FlowName, Trial};
 use weir_mesh::{
-    Balance, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port, Problem,
-    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
-    TaskState,
+    Balance, Carried, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port,
+    Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
+    TaskName, TaskState,
     install::{Frontend, Via},
     plan::{Moment, Planner},
     trace::{self, Answer, Known, Question},
@@ -144,7 +144,8 @@ impl World {
                 }
             }
         }
-        let local = LocalView { node: own, reach, withheld, ceded: BTreeSet::new() };
+        let (ceded, carried) = (BTreeSet::new(), Carried::default());
+        let local = LocalView { node: own, reach, withheld, ceded, carried };
         let now = Moment(self.now);
         let plan = self.planner.plan(&self.snapshot, &local, now);
         for op in &plan.ops {

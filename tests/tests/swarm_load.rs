@@ -4,15 +4,16 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
+use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use weir_tests::eventually;
-use weir_tests::swarm::{Node, SETTLE, Swarm, Update};
+use weir_tests::swarm::{Node, SETTLE, Swarm, Update, repository};
 use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
+use weir_tests::{Probe, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What the load is at least, over all its kinds.
@@ -246,6 +247,84 @@ fn agents_and_managers_that_come_and_go_fail_no_request() {
             .unwrap();
     });
     diary.end();
+    swarm.finish().unwrap();
+}
+
+/// What the stack file leaves at its default: how long a task that left keeps its flows, and how often
+/// flows are looked at.
+const SOON: &str = r#"
+version: "3.8"
+services: {agent: {environment: {WEIR_TIMEOUTS_DRAIN: 2s, WEIR_RECONCILE_FLOW_INTERVAL: 1s}}}
+"#;
+
+/// A task ends while the agent of n1 is frozen, so that n1 goes on choosing it for a while: n2 gives
+/// these connections to the task on n3, and that is where they belong, whatever n1 hears later.
+#[test]
+fn connections_with_a_second_chance_outlive_the_drain_of_the_task_that_was_chosen_first() {
+    let swarm = Swarm::builder().managers(1).with_images().unwrap().build().unwrap();
+    let soon = swarm.node("n1").host().run_dir().join("soon.yml");
+    fs::write(&soon, SOON).unwrap();
+    swarm.deploy("weir", &[&repository("deploy/stack.yml"), &soon]).unwrap();
+    for node in swarm.nodes() {
+        node.wait_weir().unwrap();
+    }
+    let create = "service create -d --no-resolve-image --restart-delay 1h --name web -p 8081:80";
+    let there = "--replicas 2 --constraint node.role==worker --placement-pref";
+    let image = "spread=node.hostname task:health";
+    swarm.docker(&format!("{create} {there} {image}")).unwrap();
+    swarm.wait_running("web", 2).unwrap();
+    swarm.wait_served("web").unwrap();
+    let [ends, stays] = ["n2", "n3"].map(|node| {
+        let mut tasks = swarm.node(node).tasks("web").unwrap();
+        assert_eq!(tasks.len(), 1, "{node}: {tasks:?}");
+        tasks.pop().unwrap()
+    });
+    let by_who_stays = |task: &String| task.ends_with(&stays.said());
+    let drops = || {
+        let counted = swarm.node("n2").weir("/api/v1/drops").unwrap().body;
+        let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
+        let drops = counted["drops"].as_array().cloned().unwrap_or_default();
+        let second = drops.iter().find(|drop| drop["reason"] == "second_chance").cloned();
+        second.and_then(|drop| drop["count"].as_u64()).unwrap_or_default()
+    };
+
+    let (n1, n2) = (swarm.node("n1"), swarm.node("n2"));
+    let frozen = agent(n1).unwrap();
+    n1.docker(&format!("pause {frozen}")).unwrap();
+    n2.docker(&format!("kill {}", ends.container)).unwrap();
+    n2.wait_tasks("web", |tasks| {
+        let active = |task: &&serde_json::Value| task["kernel"] == "active";
+        tasks.iter().find(active).is_some_and(|task| task["name"] == stays.name.as_str())
+            && tasks.iter().filter(active).count() == 1
+    })
+    .unwrap();
+    let before = drops();
+    let probe = Probe::tcp(n1.target(8081));
+    let mut talks: Vec<_> =
+        (0..10).map(|_| probe.open_in(swarm.client("c1").netns()).unwrap()).collect();
+    for talk in &mut talks {
+        let seen = talk.ask();
+        assert!(seen.task.as_ref().is_some_and(by_who_stays), "{seen}");
+    }
+    // Counters are read once a second.
+    eventually("n1 to have chosen the task that had ended", SETTLE, || {
+        let given = drops() - before;
+        ensure!(given >= 3, "for {given} of ten connections");
+        Ok(())
+    })
+    .unwrap();
+
+    n1.docker(&format!("unpause {frozen}")).unwrap();
+    n1.wait_tasks("web", |tasks| {
+        tasks.iter().all(|task| task["name"] != ends.name.as_str() || task["kernel"] != "active")
+    })
+    .unwrap();
+    // Twice as long as the drain, and as often as flows are looked at.
+    thread::sleep(6 * SECOND);
+    for talk in &mut talks {
+        let seen = talk.ask();
+        assert!(seen.task.as_ref().is_some_and(by_who_stays), "{seen}");
+    }
     swarm.finish().unwrap();
 }
 

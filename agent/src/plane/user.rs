@@ -222,7 +222,9 @@ impl Kernel for UserPlane {
         let active: BTreeMap<BackendIndex, u64> =
             indices.map(|index| (*index, self.proxy.backend(*index).active)).collect();
         let forward = active.values().sum();
-        Ok(FlowCensus { active, forward, ..FlowCensus::default() })
+        let carried = active.iter().filter(|(_, flows)| **flows > 0);
+        let carried = carried.map(|(index, _)| *index).collect();
+        Ok(FlowCensus { active, carried, forward, ..FlowCensus::default() })
     }
 }
 

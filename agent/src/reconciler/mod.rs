@@ -38,7 +38,8 @@ use tracing::{debug, error, info, warn};
 use vips::Vips;
 use weir_loader::{Error, FlowCensus};
 use weir_mesh::{
-    Ident, Installed, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem, Space,
+    Carried, Ident, Installed, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem,
+    Space,
     install::{BackendGeneration, BackendIndex, BackendRecord, BackendState, Frontend, Via},
 };
 use weir_proxy::Proxy;
@@ -122,8 +123,8 @@ impl<K: Kernel> Reconciler<K> {
             audit: now + intervals.audit,
             flows: now + intervals.flows,
         };
-        let (withheld, ceded) = (BTreeSet::new(), BTreeSet::new());
-        let local = LocalView { node, reach: BTreeMap::new(), withheld, ceded };
+        let (withheld, ceded, carried) = (BTreeSet::new(), BTreeSet::new(), Carried::default());
+        let local = LocalView { node, reach: BTreeMap::new(), withheld, ceded, carried };
         let mut reconciler = Self {
             kernel,
             settings,
@@ -217,7 +218,7 @@ impl<K: Kernel> Reconciler<K> {
             self.pass(now);
         }
         if self.due.flows <= now {
-            self.collect_flows();
+            self.collect_flows(now);
             self.due.flows = Instant::now().max(now) + self.settings.intervals.flows;
         }
     }
@@ -563,10 +564,20 @@ impl<K: Kernel> Reconciler<K> {
         )
     }
 
-    fn collect_flows(&mut self) {
+    /// Whether a backend is one of another node and drains.
+    fn drains_elsewhere(&self, index: BackendIndex) -> bool {
+        let backend = self.planner.installed().backends.get(&index);
+        backend.is_some_and(|it| !is_own(it) && it.state == BackendState::Draining)
+    }
+
+    fn collect_flows(&mut self, now: Instant) {
         match self.kernel.collect_flows() {
             Ok(census) => {
                 self.expired += census.expired;
+                let backends =
+                    census.carried.iter().copied().filter(|at| self.drains_elsewhere(*at));
+                self.local.carried =
+                    Carried { seen: self.moment(now), backends: backends.collect() };
                 self.census = census;
             }
             Err(failure) => warn!(error = %failure, "cannot go through the flow tables"),

@@ -1,7 +1,7 @@
 //! Passes over the flow tables: what has timed out goes, what lives is counted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,8 @@ const UDP: u32 = 17;
 pub struct FlowCensus {
     /// Live flows by backend, as entered on this node.
     pub active: BTreeMap<BackendIndex, u64>,
+    /// Backends with TCP connections that entered on this node and are not over.
+    pub carried: BTreeSet<BackendIndex>,
     /// Entries deleted because they had timed out.
     pub expired: u64,
     /// Entries in the forward tables after the pass.
@@ -90,18 +92,20 @@ pub(crate) fn limit(timeouts: &Timeouts, flags: u8, udp: bool) -> u32 {
 }
 
 /// Deletes what has timed out and has not moved since it was looked at; answers (deleted, left).
+/// What lives is told to `live`, with whether it is UDP.
 fn sweep<A: Copy, V: Aged>(
     table: &Table<weir_abi::FlowKey<A>, V>,
     judge: &Judge,
-    mut live: impl FnMut(&V),
+    mut live: impl FnMut(bool, &V),
 ) -> std::io::Result<(u64, u64)> {
     let mut old = Vec::new();
     let seen = table.visit(|key, value| {
         let age = value.age();
-        if judge.expired(age, key.protocol == UDP) {
+        let udp = key.protocol == UDP;
+        if judge.expired(age, udp) {
             old.push((*key, age));
         } else {
-            live(value);
+            live(udp, value);
         }
     })?;
     let mut deleted = 0;
@@ -122,10 +126,11 @@ impl Dataplane {
         let begin = Instant::now();
         let judge = self.judge()?;
         let mut census = FlowCensus::default();
-        let active = &mut census.active;
+        let FlowCensus { active, carried, .. } = &mut census;
         let mut failed = None;
-        let mut count = |flow: &Forward| {
-            let ended = flow_flag::RESET | flow_flag::CLIENT_FIN | flow_flag::TASK_FIN;
+        let mut count = |udp: bool, flow: &Forward| {
+            let fins = flow_flag::CLIENT_FIN | flow_flag::TASK_FIN;
+            let ended = flow_flag::RESET | fins;
             let backends = &self.store.maps.backends;
             let backend = match backends.get(flow.backend.min(backends.len() - 1)) {
                 Ok(backend) => backend,
@@ -137,15 +142,23 @@ impl Dataplane {
             let same = backend.generation == flow.generation
                 && backend.state != backend_state::GONE
                 && backend.ident != 0;
-            if flow.from == 0 && flow.flags & ended == 0 && same {
-                *active.entry(BackendIndex(flow.backend)).or_default() += 1;
+            if flow.from != 0 || !same {
+                return;
+            }
+            let index = BackendIndex(flow.backend);
+            if flow.flags & ended == 0 {
+                *active.entry(index).or_default() += 1;
+            }
+            let is_over = flow.flags & flow_flag::RESET != 0 || flow.flags & fins == fins;
+            if !udp && !is_over {
+                carried.insert(index);
             }
         };
         let what = || "read the flow tables".to_owned();
         let (gone4, left4) = sweep(&self.store.maps.forward4, &judge, &mut count).tried(what)?;
         let (gone6, left6) = sweep(&self.store.maps.forward6, &judge, &mut count).tried(what)?;
-        let (back4, stay4) = sweep(&self.store.maps.reverse4, &judge, |_| {}).tried(what)?;
-        let (back6, stay6) = sweep(&self.store.maps.reverse6, &judge, |_| {}).tried(what)?;
+        let (back4, stay4) = sweep(&self.store.maps.reverse4, &judge, |_, _| {}).tried(what)?;
+        let (back6, stay6) = sweep(&self.store.maps.reverse6, &judge, |_, _| {}).tried(what)?;
         if let Some(error) = failed {
             return Err(error);
         }

@@ -78,7 +78,7 @@ impl Run<'_> {
                 Some(backend) if self.has_ended(service, listed.get(&ident), &backend) => {
                     self.stop(index, &backend, drain);
                 }
-                Some(backend) => self.drain(index, &backend, drain),
+                Some(backend) => self.drain(index, &backend, drain, service.is_some()),
             }
         }
     }
@@ -131,15 +131,50 @@ impl Run<'_> {
         }
     }
 
-    fn drain(&mut self, index: BackendIndex, backend: &BackendRecord, drain: Duration) {
+    fn drain(
+        &mut self,
+        index: BackendIndex,
+        backend: &BackendRecord,
+        drain: Duration,
+        is_served: bool,
+    ) {
         let is_gone = backend.state == BackendState::Gone;
         let first = self.now.after(if is_gone { GRACE } else { drain });
         let until = *self.planner.departures.backends.entry(index).or_insert(first);
-        if !is_gone && until <= self.now {
-            self.set_state(index, backend, BackendState::Gone, self.now.after(GRACE));
-        } else if !is_gone {
-            self.set_state(index, backend, BackendState::Draining, until);
+        if is_gone {
+            return;
         }
+        if until > self.now {
+            self.set_state(index, backend, BackendState::Draining, until);
+        } else if is_served && self.may_be_carried(index, backend, until, drain) {
+            self.set_state(
+                index,
+                backend,
+                BackendState::Draining,
+                self.now.after(drain.max(GRACE)),
+            );
+        } else {
+            self.set_state(index, backend, BackendState::Gone, self.now.after(GRACE));
+        }
+    }
+
+    /// Whether connections may still go by a backend whose drain is over, and it is not for this node to
+    /// end them: its own node can say what is there, has ended the task's own, and to some it may have
+    /// given a second chance, which live on with other tasks. Nobody knows of flows begun after they
+    /// were last looked at.
+    fn may_be_carried(
+        &self,
+        index: BackendIndex,
+        backend: &BackendRecord,
+        until: Moment,
+        drain: Duration,
+    ) -> bool {
+        let carried = &self.local.carried;
+        let unknown = carried.seen.after(drain) < until;
+        let of_other = !backend.via.is_local();
+        of_other
+            && self.node_behind(backend.via).is_some_and(|node| node.whole)
+            && (unknown || carried.backends.contains(&index))
     }
 
     fn set_state(

@@ -29,6 +29,8 @@ struct Step {
     /// Local tasks with these numbers are not reached.
     unreached: BTreeSet<u8>,
     withheld: BTreeSet<Frontend>,
+    /// Whether the flows are looked at, and whether all backends then have some.
+    carried: Option<bool>,
     end: End,
 }
 
@@ -37,6 +39,7 @@ impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "after {}s nodes {:?} whole {:?}", self.wait, self.nodes, self.whole)?;
         write!(f, " unreached {:?} withheld {:?}", self.unreached, self.withheld)?;
+        write!(f, " carried {:?}", self.carried)?;
         for (name, service) in &self.services {
             let Some(service) = service else {
                 write!(f, " | {name} goes")?;
@@ -163,15 +166,17 @@ fn step(maglev: bool) -> impl Strategy<Value = Step> {
         prop_oneof![5 => Just(BTreeSet::new()), 1 => prop::collection::btree_set(1_u8..5, 1..3)];
     let whole = prop::collection::btree_set(1_u8..5, 0..5);
     let withheld = prop::collection::btree_set(frontend(), 0..2);
+    let carried = prop_oneof![2 => Just(None), 3 => any::<bool>().prop_map(Some)];
     let wait = prop::sample::select(vec![0, 0, 1, 2, 3, 10, 40]);
-    (wait, services, nodes, whole, unreached, withheld, end).prop_map(
-        |(wait, services, nodes, whole, unreached, withheld, end)| Step {
+    (wait, services, nodes, whole, unreached, withheld, carried, end).prop_map(
+        |(wait, services, nodes, whole, unreached, withheld, carried, end)| Step {
             wait,
             services: services.into_iter().collect(),
             nodes,
             whole,
             unreached,
             withheld,
+            carried,
             end,
         },
     )
@@ -208,6 +213,9 @@ impl Story {
         }
         self.world.local.withheld = step.withheld.clone();
         self.world.local.reach = self.reach(&step.unreached);
+        if let Some(carried) = step.carried {
+            self.world.look_at_flows(carried);
+        }
         let plan = self.world.planner.plan(&self.snapshot, &self.world.local, self.world.now);
         self.check_ports_stay(&plan.ops);
         match step.end {
@@ -382,11 +390,13 @@ impl Story {
 
     /// Lets time pass until nothing is due: what is installed is then just what is wanted.
     fn come_to_rest(&mut self) {
+        self.world.look_at_flows(false);
         let mut plan = self.world.serve(&self.snapshot);
         let mut rounds = 0;
         while let Some(wake) = plan.wake {
             assert!(wake > self.world.now);
             self.world.now = wake;
+            self.world.look_at_flows(false);
             plan = self.world.serve(&self.snapshot);
             rounds += 1;
             assert!(rounds < 200, "never comes to rest");

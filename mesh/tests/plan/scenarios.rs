@@ -150,6 +150,56 @@ fn a_task_that_ended_on_a_node_which_says_so_drains_here_since_its_node_ends_its
 }
 
 #[test]
+fn connections_by_a_task_of_another_node_are_left_to_that_node_as_long_as_they_live() {
+    let begin = |left: &str| {
+        let mut scene = Scene::new();
+        scene.serve("whole n1 n2\n web 80:80 drain=10s | 1@n1 3@n2");
+        scene.serve(left);
+        scene
+    };
+    let left = "whole n1 n2\n web 80:80 drain=10s | 1@n1";
+    let mut scene = begin(left);
+    for _ in 0..3 {
+        scene.wait(10);
+        scene.0.look_at_flows(true);
+        assert_eq!(scene.serve(left), "");
+    }
+    scene.0.look_at_flows(false);
+    scene.wait(10);
+    assert!(scene.serve(left).contains("gone"), "none lives any more");
+
+    for (without, why) in [
+        ("web 80:80 drain=10s | 1@n1", "a node that is not heard ends nothing"),
+        ("whole n1 n2\n web drain=10s |", "nobody leads to them"),
+        ("whole n1 n2", "nobody leads to them"),
+    ] {
+        let mut scene = begin(left);
+        scene.wait(10);
+        scene.0.look_at_flows(true);
+        let ops = scene.serve(without);
+        assert!(ops.contains("gone"), "{without}: {why}: {ops}");
+    }
+    let own = "whole n1 n2\n web 80:80 drain=10s | 3@n2";
+    let mut scene = begin(own);
+    scene.0.look_at_flows(true);
+    assert!(scene.0.kernel.dump().contains(" gone "), "those of a task of this node end with it");
+}
+
+#[test]
+fn connections_begun_after_they_were_last_looked_at_may_live() {
+    let mut scene = Scene::new();
+    let left = "whole n1 n2\n web 80:80 drain=10s | 1@n1";
+    scene.serve("whole n1 n2\n web 80:80 drain=10s | 1@n1 3@n2");
+    scene.wait(1);
+    scene.serve(left);
+    scene.wait(10);
+    assert_eq!(scene.serve(left), "", "they were looked at before it drained");
+    scene.0.look_at_flows(false);
+    scene.wait(10);
+    assert!(scene.serve(left).contains("gone"));
+}
+
+#[test]
 fn the_tasks_of_a_service_that_is_gone_end_with_it_when_all_that_lives_here_is_known() {
     let mut scene = Scene::new();
     scene.serve("whole n1\n web 80:80 drain=10s | 1@n1 2@n2");

@@ -7,8 +7,9 @@ use std::{
 };
 
 use weir_mesh::{
-    Balance, Generation, Installed, Limits, LocalView, Locality, MapOp, MeshSnapshot, Moment, Node,
-    NodeName, Plan, Planner, PublishMode, Service, ServiceName, Subnet, Task, TaskName, TaskState,
+    Balance, Carried, Generation, Installed, Limits, LocalView, Locality, MapOp, MeshSnapshot,
+    Moment, Node, NodeName, Plan, Planner, PublishMode, Service, ServiceName, Subnet, Task,
+    TaskName, TaskState,
     install::{BackendIndex, BackendState, Region, Via},
     plan::GRACE,
     ports::parse_ports,
@@ -49,6 +50,7 @@ impl World {
                 reach: BTreeMap::new(),
                 withheld: BTreeSet::new(),
                 ceded: BTreeSet::new(),
+                carried: Carried { seen: now, backends: BTreeSet::new() },
             },
             now,
             limits,
@@ -77,6 +79,12 @@ impl World {
             assert!(ranges <= 2 * self.limits.ranges as usize, "{ranges} at {op:?} of {ops:#?}");
             self.planner.applied(self.now);
         }
+    }
+
+    /// The flow tables are gone through: all backends have connections, or none has.
+    pub fn look_at_flows(&mut self, carried: bool) {
+        let backends = self.kernel.backends.keys().copied().filter(|_| carried).collect();
+        self.local.carried = Carried { seen: self.now, backends };
     }
 
     pub fn pass(&mut self, time: Duration) {

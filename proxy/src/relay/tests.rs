@@ -6,9 +6,9 @@ use std::{
 };
 
 use weir_mesh::{
-    Generation, Limits, LocalView, MeshSnapshot, Moment, Node, NodeName, Planner, Port, Protocol,
-    PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, ident::Tag,
-    install::Frontend,
+    Carried, Generation, Limits, LocalView, MeshSnapshot, Moment, Node, NodeName, Planner, Port,
+    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
+    ident::Tag, install::Frontend,
 };
 
 use socket2::{Domain, Socket, Type};
@@ -78,6 +78,7 @@ fn apply(proxy: &mut Proxy, snapshot: &MeshSnapshot) {
         reach: BTreeMap::from([(HERE.into(), Via::Neighbour { ifindex: 0 })]),
         withheld: BTreeSet::new(),
         ceded: BTreeSet::new(),
+        carried: Carried::default(),
     };
     let now = Moment::default();
     let mut planner = Planner::new(proxy.installed().clone(), Limits::default(), now);
