@@ -65,6 +65,9 @@ pub struct Known {
     pub generation: BackendGeneration,
     /// Whether a side has ended it: a SYN then begins anew.
     pub ended: bool,
+    /// Whether it is a TCP connection that has come about: where another plane has the port by now, a SYN
+    /// then begins anew there.
+    pub established: bool,
     /// Whether it has been silent for too long.
     pub expired: bool,
 }
@@ -181,8 +184,11 @@ pub fn trace(installed: &Installed, host: &Host, asked: &Question, known: Option
         return Answer { record: None, rule: None, fate };
     };
     let asking = Asking { installed, host, asked, record };
+    let goes_on = known.is_some_and(|known| {
+        asked.entry != Entry::Process && !known.established && asking.continues(known).is_some()
+    });
     let (rule, fate) = match asked.entry {
-        _ if record.withheld => (None, Fate::Passes(Pass::Withheld)),
+        _ if record.withheld && !goes_on => (None, Fate::Passes(Pass::Withheld)),
         Entry::Process => asking.by_socket(),
         Entry::Container if asking.source(asked.client).is_none() => {
             (None, Fate::Passes(Pass::NoSource))

@@ -34,6 +34,7 @@ pub struct World {
     trial: Trial,
     planner: Planner,
     snapshot: MeshSnapshot,
+    ceded: BTreeSet<Frontend>,
     now: Duration,
 }
 
@@ -77,7 +78,7 @@ impl World {
             let node = Node::new(NodeName::new(name), address.parse()?);
             snapshot.nodes.insert(node.name.clone(), node);
         }
-        Ok(Self { trial, planner, snapshot, now: Duration::ZERO })
+        Ok(Self { trial, planner, snapshot, ceded: BTreeSet::new(), now: Duration::ZERO })
     }
 
     /// Replaces the service `name`: `ports` such as `"8080:80/tcp"` or `"9090:80/tcp/host"`, tasks
@@ -115,6 +116,17 @@ impl World {
         self.apply()
     }
 
+    /// Leaves the clients of all ports of a service to another plane, or takes them back.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses the change.
+    pub fn cede(&mut self, name: &str, ceded: bool) -> Result<()> {
+        let service = self.snapshot.services.get(&ServiceName::new(name));
+        let ports = &service.context("no such service")?.ports;
+        self.ceded = ports.iter().filter(|_| ceded).map(Frontend::of).collect();
+        self.apply()
+    }
+
     /// Lets time go by for the planner: deadlines pass.
     ///
     /// # Errors
@@ -144,7 +156,7 @@ impl World {
                 }
             }
         }
-        let (ceded, carried) = (BTreeSet::new(), Carried::default());
+        let (ceded, carried) = (self.ceded.clone(), Carried::default());
         let local = LocalView { node: own, reach, withheld, ceded, carried };
         let now = Moment(self.now);
         let plan = self.planner.plan(&self.snapshot, &local, now);
@@ -193,6 +205,7 @@ impl World {
             backend: flow.backend,
             generation: flow.generation.unwrap_or_default(),
             ended: flow.stage.has_ended(),
+            established: flow.stage.is_established(),
             expired: false,
         });
         Ok(trace::trace(self.installed(), &host, asked, known))

@@ -105,7 +105,9 @@ impl<K: Kernel> Reconciler<K> {
         let found = tables.find(name, &record.timeouts)?;
         Ok(found.and_then(|(flow, expired)| {
             let ended = flow.stage.has_ended();
-            Some(Known { backend: flow.backend, generation: flow.generation?, ended, expired })
+            let established = flow.stage.is_established();
+            let (backend, generation) = (flow.backend, flow.generation?);
+            Some(Known { backend, generation, ended, established, expired })
         }))
     }
 

@@ -112,6 +112,11 @@ impl Stage {
         }
     }
 
+    /// Whether it is a TCP connection that has come about and that no side has ended.
+    pub fn is_established(self) -> bool {
+        self == Self::Established
+    }
+
     /// Whether a side has ended it: a SYN of the same client begins a flow anew.
     pub fn has_ended(self) -> bool {
         matches!(self, Self::Closing | Self::Closed | Self::Reset)

@@ -13,19 +13,22 @@ use crate::{
     skb::{Skb, now},
 };
 use aya_ebpf::bindings::BPF_ANY;
-use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow_flag, via};
+use weir_abi::{
+    Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow_flag, service_flag, via,
+};
 
 /// Decides about a packet on an uplink, which may be for a published port of this node.
 #[inline(always)]
 pub fn from_wire<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
-    let Some(frontend) = flow::entrance(packet.is_udp(), packet.key.dport) else {
+    let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
         return Fate::pass(packet);
     };
     let origin = Origin { from: 0, ifindex: skb.ifindex(), translate: false, hopped: false };
     enter::<F>(skb, packet, frontend, origin, config)
 }
 
-/// Takes a packet for a published port: goes on with its flow, or begins one.
+/// Takes a packet for a published port: goes on with its flow, or begins one. At a port that a process
+/// or another plane has, flows from before go on, and whoever has it gets the others.
 #[inline(always)]
 pub fn enter<F: Answer>(
     skb: Skb,
@@ -34,14 +37,25 @@ pub fn enter<F: Answer>(
     origin: Origin,
     config: &Config,
 ) -> Fate<F::Addr> {
+    let withheld = origin.ifindex != 0 && frontend.service.flags & service_flag::WITHHELD != 0;
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map; racing writers write the same or lose.
         let flow = unsafe { &mut *flow };
-        if let Some(choice) = continues(flow, packet, &frontend.service.timeouts, now()) {
+        let anew = withheld && packet.is_syn() && flow.flags & flow_flag::ESTABLISHED != 0;
+        if let Some(choice) = continues(flow, packet, &frontend.service.timeouts, now())
+            && !anew
+        {
             touch::<F>(packet, frontend, choice, flow, config);
             account(skb, Direction::FromClient, frontend.cell.counters, choice.index);
             return deliver::<F>(skb, packet, frontend, choice, flow, config);
         }
+        if withheld && packet.is_syn() {
+            // What follows must not be taken for the client's last connection.
+            let _ = F::forward().remove(packet.key);
+        }
+    }
+    if withheld {
+        return Fate::pass(packet);
     }
     begin::<F>(skb, packet, frontend, origin, config)
 }

@@ -25,7 +25,7 @@ pub fn from_container<F: Answer>(
         // SAFETY: a value of a map; racing writers write the same or lose.
         return send_back::<F>(skb, packet, unsafe { &mut *back }, config);
     }
-    let Some(frontend) = flow::entrance(packet.is_udp(), packet.key.dport) else {
+    let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
         return Fate::pass(packet);
     };
     // A node without an address in this family cannot stand in for its containers.

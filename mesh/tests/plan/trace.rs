@@ -139,8 +139,13 @@ fn a_process_may_ask_localhost_and_an_ipv6_one_gets_a_task_with_ipv4() {
 fn a_flow_that_is_remembered_stays_with_its_task_until_it_ends() {
     let world = world("web 8080:80 | 1@n1 2@n2");
     let (index, backend) = world.kernel.backends.first_key_value().unwrap();
-    let known =
-        Known { backend: *index, generation: backend.generation, ended: false, expired: false };
+    let known = Known {
+        backend: *index,
+        generation: backend.generation,
+        ended: false,
+        established: true,
+        expired: false,
+    };
     let asked = question("198.51.100.7:40000", "192.0.2.1:8080", Entry::Wire);
     let told = |known| match trace(&world.kernel, &host(), &asked, Some(known)).fate {
         Fate::Served(served) => served.how,

@@ -66,6 +66,60 @@ fn a_new_flow_for_a_draining_task_gets_a_second_chance() {
     assert_eq!(world.drops("hop_limit").unwrap(), 1);
 }
 
+#[test]
+fn flows_go_on_when_their_port_passes_to_another_plane_and_new_ones_are_left_to_it() {
+    let mut world = World::new().unwrap();
+    let tasks = [("web.1", "n1", 3, Active), ("web.2", "n2", 3, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &tasks).unwrap();
+    // One for each task, and a container's.
+    let begun = [
+        ("nic_in", "tcp 10.77.0.101:40000 > 10.77.0.11:8080"),
+        ("nic_in", "tcp 10.77.0.101:40001 > 10.77.0.11:8080"),
+        ("task_out", "tcp 172.18.0.201:40002 > 10.77.0.11:8080"),
+        ("nic_in", "udp 10.77.0.101:40003 > 10.77.0.11:5353"),
+        ("nic_in", "tcp [fd77::101]:40004 > [fd77::11]:8080"),
+    ];
+    let packet = |flow: &str, flags: &str| match flow.starts_with("udp") {
+        true => flow.to_owned(),
+        false => format!("{flow} {flags}"),
+    };
+    for (program, flow) in begun {
+        let outcome = world.run(program, &packet(flow, "S")).unwrap();
+        assert!(matches!(outcome, Outcome::Sent(_)), "{flow}: {outcome:?}");
+    }
+    let going_on = |world: &World| {
+        let outcome = |(program, flow)| world.run(program, &packet(flow, "A seq 1 ack 1")).unwrap();
+        begun.map(outcome)
+    };
+    let before = going_on(&world);
+    world.cede("web", true).unwrap();
+    assert_eq!(going_on(&world), before, "flows from before go on as they did");
+    let new = [
+        ("nic_in", "tcp 10.77.0.101:41000 > 10.77.0.11:8080 S"),
+        ("task_out", "tcp 172.18.0.201:41000 > 10.77.0.11:8080 S"),
+        ("nic_in", "udp 10.77.0.101:41000 > 10.77.0.11:5353"),
+        ("nic_in", "tcp [fd77::101]:41000 > [fd77::11]:8080 S"),
+        ("nic_in", "tcp 10.77.0.101:41001 > 10.77.0.11:8080 A seq 9 ack 9"),
+    ];
+    for (program, packet) in new {
+        assert_eq!(world.run(program, packet).unwrap(), Outcome::Passed, "{packet}");
+    }
+    // A client that uses its port again begins anew, whether or not its last connection ended.
+    let (over, lost) =
+        ("tcp 10.77.0.101:40000 > 10.77.0.11:8080", "tcp 10.77.0.101:40001 > 10.77.0.11:8080");
+    world.run("nic_in", &format!("{over} FA seq 1 ack 1")).unwrap();
+    for flow in [over, lost] {
+        for packet in ["S", "A seq 1 ack 1"].map(|flags| format!("{flow} {flags}")) {
+            assert_eq!(world.run("nic_in", &packet).unwrap(), Outcome::Passed, "{packet}");
+        }
+    }
+    world.cede("web", false).unwrap();
+    for (program, packet) in &new[..4] {
+        let outcome = world.run(program, packet).unwrap();
+        assert!(matches!(outcome, Outcome::Sent(_)), "taken back: {packet}: {outcome:?}");
+    }
+}
+
 /// A connection from n2 to the task of this node at 172.18.0.3, from its beginning to its end.
 fn whole_connection(world: &World, n2: u16, tag: u32, client: &str) {
     let flow = format!("tcp {client} > 10.77.0.12:8080");
