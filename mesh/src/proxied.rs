@@ -21,6 +21,13 @@ pub struct Proxied {
     /// How much there may be of what.
     #[serde(default)]
     pub limits: FlowLimits,
+    /// Each UDP datagram goes to whichever task has its turn, also of one client.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub per_packet: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A version of the PROXY protocol.

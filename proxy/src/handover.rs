@@ -94,6 +94,9 @@ pub(crate) struct SessionState {
     pub(crate) client: SocketAddr,
     pub(crate) asked: IpAddr,
     pub(crate) speaks_for: Option<SocketAddr>,
+    /// Whether its client has one with each task.
+    #[serde(default)]
+    pub(crate) alone: bool,
     pub(crate) task: (Ident, BackendGeneration),
     pub(crate) peer: SocketAddr,
     pub(crate) header: Vec<u8>,
@@ -171,6 +174,7 @@ mod tests {
             client: client.parse().unwrap(),
             asked: [10, 0, 0, 1].into(),
             speaks_for: None,
+            alone: false,
             task: (Ident(7), BackendGeneration(2)),
             peer: "172.18.0.2:53".parse().unwrap(),
             header: vec![1, 2, 3],

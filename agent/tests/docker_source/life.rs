@@ -122,8 +122,8 @@ async fn a_label_that_is_not_taken_is_said_and_the_service_runs() {
         [
             "service web: weir.balance = fair: no such choice; write round-robin, random, maglev, \
              source or least-connections",
-            "service web: weir.return = direct: not supported yet; take the label away: it does \
-             nothing",
+            "service web: weir.return = direct: not supported: replies go back by the node that the \
+             client entered by; write symmetric, or leave it out",
         ]
     );
     watched.until_tasks(&[ACTIVE]).await;

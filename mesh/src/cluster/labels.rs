@@ -42,6 +42,8 @@ pub struct Wishes {
     pub trusted: Option<Vec<Prefix>>,
     /// `weir.limit.…`.
     pub limits: FlowLimits,
+    /// `weir.per-packet`.
+    pub per_packet: Option<bool>,
     /// `weir.port-names`: names and target ports, separated by commas.
     pub port_names: Option<BTreeMap<String, TargetPort>>,
     /// `weir.health…` and `weir.eject…`.
@@ -52,8 +54,6 @@ const MAX_WEIGHT: u16 = 1000;
 const MAX_LIMIT: u32 = 1 << 24;
 const MAX_IDLE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Labels that are planned for, and that nothing heeds today.
-const NOT_YET: &[&str] = &["weir.return"];
 const HEEDED: &[&str] = &[
     "weir.enable",
     "weir.balance",
@@ -70,7 +70,9 @@ const HEEDED: &[&str] = &[
     "weir.limit.per-client",
     "weir.limit.per-task",
     "weir.limit.rate",
+    "weir.per-packet",
     "weir.port-names",
+    "weir.return",
 ];
 
 impl Wishes {
@@ -118,6 +120,7 @@ impl Wishes {
                 per_task: self.limits.per_task.or(other.limits.per_task),
                 rate: self.limits.rate.or(other.limits.rate),
             },
+            per_packet: self.per_packet.or(other.per_packet),
             port_names: self.port_names.or(other.port_names),
             health: self.health.or(other.health),
         }
@@ -134,7 +137,8 @@ impl Wishes {
     /// What only the proxy can do.
     pub fn proxied(&self) -> Proxied {
         let trusted = self.trusted.clone().unwrap_or_default();
-        Proxied { header: self.header, trusted, limits: self.limits }
+        let per_packet = self.per_packet.unwrap_or_default();
+        Proxied { header: self.header, trusted, limits: self.limits, per_packet }
     }
 
     /// The timeouts with these wishes in place.
@@ -153,8 +157,12 @@ impl Wishes {
         match name {
             "weir.enable" => self.enable = Some(switch(value)?),
             "weir.affinity" => {
-                affinity(value)?;
-                (self.affinity, self.balance) = (true, Some(Balance::Source));
+                let taken = affinity(value);
+                // With a time that means nothing it is wished for all the same.
+                if value.split(':').next() == Some("client-ip") {
+                    (self.affinity, self.balance) = (true, Some(Balance::Source));
+                }
+                taken?;
             }
             "weir.balance" => {
                 let balance = balance(value)?;
@@ -187,10 +195,9 @@ impl Wishes {
             "weir.limit.per-client" => self.limits.per_client = Some(limit(value)?),
             "weir.limit.per-task" => self.limits.per_task = Some(limit(value)?),
             "weir.limit.rate" => self.limits.rate = Some(limit(value)?),
+            "weir.per-packet" => self.per_packet = Some(switch(value)?),
             "weir.port-names" => self.port_names = Some(port_names(value)?),
-            _ if NOT_YET.contains(&name) || NOT_YET.iter().any(|known| below(name, known)) => {
-                return Err(wrong("not supported yet", "take the label away: it does nothing"));
-            }
+            "weir.return" => symmetric(value)?,
             _ => {
                 let known = [HEEDED, &health::KNOWN].concat().join(", ");
                 return Err(wrong("unknown label", &format!("write one of {known}")));
@@ -198,10 +205,6 @@ impl Wishes {
         }
         Ok(())
     }
-}
-
-fn below(name: &str, known: &str) -> bool {
-    name.strip_prefix(known).is_some_and(|rest| rest.starts_with('.'))
 }
 
 fn wrong(problem: &str, remedy: &str) -> Wrong {
@@ -226,10 +229,22 @@ fn affinity(value: &str) -> Result<(), Wrong> {
     match value {
         "client-ip" => Ok(()),
         _ if value.starts_with("client-ip:") => Err(wrong(
-            "affinity has no time: a client keeps its task for as long as there are the same tasks",
-            "write client-ip",
+            "the time is not needed: a client keeps its task for as long as there are the same tasks",
+            "write client-ip, which holds as it is",
         )),
         _ => Err(wrong("no such affinity", "write client-ip")),
+    }
+}
+
+/// Replies go back by the node that their client entered by; there is no other way yet.
+fn symmetric(value: &str) -> Result<(), Wrong> {
+    match value {
+        "symmetric" => Ok(()),
+        "direct" => Err(wrong(
+            "not supported: replies go back by the node that the client entered by",
+            "write symmetric, or leave it out",
+        )),
+        _ => Err(wrong("no such choice", "write symmetric, or leave it out")),
     }
 }
 
@@ -335,6 +350,7 @@ mod tests {
             ("weir.proxy-protocol", "v2"),
             ("weir.proxy-protocol.accept", "10.0.0.0/8, fd00::1"),
             ("weir.limit.rate", "100"),
+            ("weir.per-packet", "true"),
             ("weir.port-names", "HTTP=80, admin=9090"),
         ]);
         assert_eq!(notes, [] as [&str; 0]);
@@ -349,6 +365,7 @@ mod tests {
             header: Some(HeaderVersion::V2),
             trusted: Some(vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()]),
             limits: FlowLimits { rate: Some(100), ..FlowLimits::default() },
+            per_packet: Some(true),
             port_names: Some(
                 [("http", 80), ("admin", 9090)]
                     .map(|(name, port)| (name.to_owned(), TargetPort::new(port).unwrap()))
@@ -385,10 +402,12 @@ mod tests {
 
     #[test]
     fn what_is_not_heeded_is_never_ignored_silently() {
-        let (wishes, notes) = read(&[("weir.return.path", "direct"), ("weir.wieght", "3")]);
+        let (wishes, notes) = read(&[("weir.return", "direct"), ("weir.wieght", "3")]);
         assert_eq!(wishes, Wishes::default());
-        assert!(notes[0].contains("weir.return.path = direct: not supported yet"), "{notes:?}");
+        assert!(notes[0].contains("weir.return = direct: not supported: replies go"), "{notes:?}");
         assert!(notes[1].contains("weir.wieght = 3: unknown label; write one of weir.enable,"));
+        let (_, notes) = read(&[("weir.return", "symmetric")]);
+        assert_eq!(notes, [] as [&str; 0], "that is what it does");
     }
 
     #[test]
@@ -398,8 +417,9 @@ mod tests {
         let (wishes, notes) = read(&[("weir.affinity", "client-ip"), ("weir.balance", "random")]);
         assert_eq!(wishes.balance, Some(Balance::Source));
         assert!(notes[0].contains("weir.balance = random: contradicts weir.affinity"), "{notes:?}");
-        let (_, notes) = read(&[("weir.affinity", "client-ip:10m")]);
-        assert!(notes[0].contains("affinity has no time"), "{notes:?}");
+        let (timed, notes) = read(&[("weir.affinity", "client-ip:10m")]);
+        assert!(notes[0].contains("the time is not needed"), "{notes:?}");
+        assert_eq!(timed.balance, Some(Balance::Source), "affinity is what was wished for");
         let of_service = read(&[("weir.balance", "random")]).0;
         assert_eq!(of_service.or(wishes).balance, Some(Balance::Source));
     }

@@ -157,7 +157,7 @@ impl Gate {
             let count = self.socket.try_io(Interest::READABLE, receive)?;
             for (meta, bytes) in batch.received(count) {
                 let asked = meta.dst_ip.unwrap_or(meta.addr.ip());
-                let key = Key { client: meta.addr, asked, speaks_for: None };
+                let key = Key { client: meta.addr, asked, speaks_for: None, task: None };
                 self.take(key, Datagrams { bytes, size: meta.stride });
             }
             Ok(())
@@ -171,10 +171,21 @@ impl Gate {
                 let asked = SocketAddr::new(key.asked, port.frontend.port.get());
                 let (client, asked) = (plain(key.client), plain(asked));
                 let entry = Entry { client, asked, frontend: port.frontend };
-                if port.route.load().service.wishes.load().trusts(client.ip()) {
-                    return datagrams.each().for_each(|one| self.take_said(port, key, entry, one));
+                let (trusted, per_packet) = {
+                    let route = port.route.load();
+                    let wishes = route.service.wishes.load();
+                    (wishes.trusts(client.ip()), wishes.per_packet)
+                };
+                let origin = Origin::Client(Cow::Borrowed(port), entry);
+                match (trusted, per_packet) {
+                    (true, _) => datagrams
+                        .each()
+                        .for_each(|one| self.take_said(port, key, entry, one, per_packet)),
+                    (false, true) => {
+                        datagrams.each().for_each(|one| self.pass_alone(key, one, &origin));
+                    }
+                    (false, false) => self.pass(key, datagrams, &origin),
                 }
-                self.pass(key, datagrams, &Origin::Client(Cow::Borrowed(port), entry));
             }
             Entrance::Relay => {
                 let Some(sender) = self.shared.directory.sender(plain(key.client).ip()) else {
@@ -193,7 +204,14 @@ impl Gate {
     }
 
     /// A datagram of a sender that says before each whom it speaks for.
-    fn take_said(self: &Arc<Self>, port: &Arc<Port>, key: Key, entry: Entry, datagram: &[u8]) {
+    fn take_said(
+        self: &Arc<Self>,
+        port: &Arc<Port>,
+        key: Key,
+        entry: Entry,
+        datagram: &[u8],
+        per_packet: bool,
+    ) {
         let Ok(Some(header)) = header::parse(datagram) else {
             return self.shared.tally.count(Reason::ProxyHeader);
         };
@@ -202,8 +220,12 @@ impl Gate {
             key.speaks_for = Some(said.source);
             (entry.client, entry.asked) = (plain(said.source), plain(said.destination));
         }
-        let datagram = Datagrams::one(&datagram[header.length..]);
-        self.pass(key, datagram, &Origin::Client(Cow::Borrowed(port), entry));
+        let datagram = &datagram[header.length..];
+        let origin = Origin::Client(Cow::Borrowed(port), entry);
+        match per_packet {
+            true => self.pass_alone(key, datagram, &origin),
+            false => self.pass(key, Datagrams::one(datagram), &origin),
+        }
     }
 
     /// A task for a flow, other than those that were tried.
@@ -266,6 +288,46 @@ impl Gate {
         }
     }
 
+    /// To whichever task has its turn, by a session that the client has with that task alone: answers
+    /// come back by it.
+    fn pass_alone(self: &Arc<Self>, key: Key, datagram: &[u8], origin: &Origin<'_>) {
+        let datagram = Datagrams::one(datagram);
+        let mut sessions = self.lock();
+        let mut tried = Vec::new();
+        loop {
+            let newcomer = match self.newcomer(origin, &tried) {
+                Ok(newcomer) => newcomer,
+                Err(reason) => return self.shared.tally.count(reason),
+            };
+            let task = newcomer.backend.ident;
+            let key = Key { task: Some(task), ..key };
+            let known = sessions.get(&key).map(|stored| stored.session().clone());
+            if let Some(session) = known.filter(|session| session.is_usable()) {
+                match session.send(&self.shared, &datagram, false) {
+                    Ok(()) => return,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        session.note_refusal(&self.shared);
+                        sessions.pop(&key);
+                    }
+                    Err(_) => return self.shared.tally.count(Reason::SendFailed),
+                }
+            } else {
+                // One that refused before is asked again: it may be back.
+                match Session::begin(self, key, newcomer, false) {
+                    Ok(stored) => {
+                        let from = (origin, tried);
+                        return self.enter(&mut sessions, key, stored, &datagram, from, false);
+                    }
+                    Err(reason) => self.shared.tally.count(reason),
+                }
+            }
+            tried.push(task);
+            if tried.len() >= TRIES {
+                return;
+            }
+        }
+    }
+
     /// A session that begins with these. `tried`: who has refused what the client sent; `again`: these
     /// as well.
     fn enter(
@@ -300,7 +362,7 @@ impl Gate {
     fn send_again(
         self: &Arc<Self>,
         sessions: &mut LruCache<Key, Stored>,
-        key: Key,
+        mut key: Key,
         mut kept: Kept,
         refused: Option<Ident>,
     ) -> bool {
@@ -308,9 +370,14 @@ impl Gate {
         if kept.tried.len() >= TRIES {
             return false;
         }
-        let newcomer = self.newcomer(&kept.origin, &kept.tried);
-        let begun = newcomer.and_then(|newcomer| Session::begin(self, key, newcomer, true));
-        let Ok(stored) = begun else { return false };
+        let Ok(newcomer) = self.newcomer(&kept.origin, &kept.tried) else { return false };
+        key.task = key.task.and(Some(newcomer.backend.ident));
+        // The client may have talked with that task all along.
+        let known = key.task.and_then(|_| sessions.get(&key)).map(|it| it.session().clone());
+        if let Some(session) = known.filter(|session| session.is_usable()) {
+            return session.send(&self.shared, &kept.datagrams(), true).is_ok();
+        }
+        let Ok(stored) = Session::begin(self, key, newcomer, true) else { return false };
         let tried = std::mem::take(&mut kept.tried);
         self.enter(sessions, key, stored, &kept.datagrams(), (&kept.origin, tried), true);
         true

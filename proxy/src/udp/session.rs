@@ -51,6 +51,8 @@ pub(super) struct Key {
     pub(super) asked: IpAddr,
     /// Whom the client says it speaks for, if it is trusted in that.
     pub(super) speaks_for: Option<SocketAddr>,
+    /// The task, where a client has a session with each.
+    pub(super) task: Option<Ident>,
 }
 
 /// One session.
@@ -160,7 +162,8 @@ impl Session {
     /// Goes on with a session of the process before.
     pub(super) fn inherit(gate: &Arc<Gate>, inherited: Inherited) -> io::Result<(Key, Stored)> {
         let Inherited { left: LeftSession { state, socket }, backend, counted } = inherited;
-        let SessionState { client, asked, speaks_for, peer, header, timeouts, .. } = state;
+        let SessionState { client, asked, speaks_for, alone, peer, header, timeouts, .. } = state;
+        let task = alone.then_some(backend.ident);
         let socket: std::net::UdpSocket = socket.into();
         let last = gate.shared.now().saturating_sub(state.silent_ms);
         let session = Arc::new(Self {
@@ -175,7 +178,7 @@ impl Session {
             refused: AtomicBool::new(false),
             kept: Mutex::default(),
         });
-        let key = Key { client, asked, speaks_for };
+        let key = Key { client, asked, speaks_for, task };
         Ok((key, Stored::new(session, gate, key, counted)))
     }
 
@@ -185,11 +188,12 @@ impl Session {
         if !self.is_usable() {
             return None;
         }
-        let Key { client, asked, speaks_for } = key;
+        let Key { client, asked, speaks_for, task } = key;
         let state = SessionState {
             client,
             asked,
             speaks_for,
+            alone: task.is_some(),
             task: (self.backend.ident, self.backend.record().generation),
             peer: self.peer,
             header: self.header.clone(),

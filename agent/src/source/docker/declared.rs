@@ -82,7 +82,8 @@ fn declared_service(service: &Service) -> DeclaredService {
     DeclaredService {
         name: ServiceName::new(&*spec.name),
         stack: spec.labels.get("com.docker.stack.namespace").cloned(),
-        endpoint_mode: match service.endpoint.spec.mode.as_str() {
+        // What is asked for: a service with `dnsrr` is given no endpoint that would say so.
+        endpoint_mode: match spec.endpoint_spec.mode.as_str() {
             "dnsrr" => EndpointMode::Dnsrr,
             _ => EndpointMode::Vip,
         },

@@ -119,11 +119,11 @@ model! {
         labels: HashMap<String, String>,
         task_template: TaskSpec,
         networks: Vec<Attachment>,
+        endpoint_spec: EndpointSpec,
     }
     TaskSpec { networks: Vec<Attachment> }
     Attachment { target: String, aliases: Vec<String> }
     ServiceEndpoint {
-        spec: EndpointSpec,
         ports: Vec<PortConfig>,
         #[serde(rename = "VirtualIPs")] virtual_ips: Vec<VirtualIp>,
     }

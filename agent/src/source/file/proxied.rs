@@ -1,22 +1,25 @@
-//! `proxy_protocol`, `accept_proxy_protocol` and `limits` of a service.
+//! `proxy_protocol`, `accept_proxy_protocol`, `limits` and `per_packet` of a service.
 
 use weir_mesh::proxied::{FlowLimits, HeaderVersion, Prefix, PrefixError, Proxied};
 
 use crate::document::{Table, Value};
 
 /// The keys of a service that are read here.
-pub(super) const KEYS: [&str; 3] = ["proxy_protocol", "accept_proxy_protocol", "limits"];
+pub(super) const KEYS: [&str; 4] =
+    ["proxy_protocol", "accept_proxy_protocol", "limits", "per_packet"];
 const NETWORKS: &str = "accept_proxy_protocol = [\"10.0.0.0/8\"]";
 const MOST: u64 = 1 << 24;
 
 /// What only the proxy can do for a service.
 pub(super) fn proxied(table: Table<'_, '_>, service: &str) -> Proxied {
     let versions = [("v1", HeaderVersion::V1), ("v2", HeaderVersion::V2)];
+    let per_packet = table.get("per_packet").and_then(|value| value.switch("per_packet = true"));
     let trusted = table.get("accept_proxy_protocol").and_then(|value| value.list(NETWORKS));
     Proxied {
         header: table.get("proxy_protocol").and_then(|value| value.choice(&versions)),
         trusted: trusted.into_iter().flatten().filter_map(prefix).collect(),
         limits: table.get("limits").and_then(|value| limits(value, service)).unwrap_or_default(),
+        per_packet: per_packet.unwrap_or_default(),
     }
 }
 
