@@ -44,14 +44,34 @@ fn assert_served(swarm: &Swarm) {
     }
 }
 
+/// The same over IPv6, which Docker's own mesh does not have.
+fn assert_served_over_ipv6(swarm: &Swarm) {
+    let client = swarm.client("c1");
+    let own = client.addresses().iter().find(|address| address.is_ipv6()).unwrap();
+    for node in swarm.nodes() {
+        let target = node.host().targets(8081).into_iter().find(|target| target.is_ipv6()).unwrap();
+        for how in [How::Tcp, How::Udp] {
+            let answered: BTreeSet<String> = (0..12)
+                .map(|_| {
+                    let seen = client.ask(&Probe::new(how, target));
+                    seen.client_kept(*own).unwrap();
+                    seen.task.unwrap()
+                })
+                .collect();
+            assert_eq!(answered.len(), 3, "{} {answered:?}", node.name());
+        }
+    }
+}
+
 #[test]
 fn every_node_of_a_swarm_answers_from_all_tasks_and_each_sees_the_client() {
-    let swarm = swarm();
+    let swarm = Swarm::builder().ipv6().with_images().unwrap().build().unwrap();
     swarm.docker(CREATE_WEB).unwrap();
     swarm.wait_running("web", 3).unwrap();
     eprintln!("the service runs after {:?}", swarm.age());
     swarm.deploy_weir().unwrap();
     assert_served(&swarm);
+    assert_served_over_ipv6(&swarm);
     swarm.nodes().iter().for_each(assert_as_capable_as_the_stack_file_says);
     swarm.nodes().iter().for_each(assert_of_dockers_mind);
     eprintln!("all is asked after {:?}", swarm.age());

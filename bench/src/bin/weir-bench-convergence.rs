@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use weir_bench::{dns::ask::Asker, machine};
 use weir_tests::{
     Probe, Swarm, eventually,
-    swarm::{Node, SETTLE, TaskAt},
+    swarm::{Node, SETTLE, TaskAt, Update},
 };
 
 /// The ports that are added are counted from here.
@@ -42,7 +42,9 @@ type Measured = [(&'static str, Vec<Duration>); 4];
 
 fn measure(swarm: &Swarm, rounds: usize) -> Result<Measured> {
     swarm.deploy_weir()?;
-    let create = "service create -d --no-resolve-image --restart-delay 0s --name";
+    // Each check is a process that runc starts: those of the image, twice a second, would be the load.
+    let create = "service create -d --no-resolve-image --restart-delay 0s --health-interval 2s \
+                  --update-delay 0s --update-monitor 500ms --name";
     // Names are on networks that users make; a node itself sees them all.
     swarm.docker("network create -d overlay names")?;
     swarm.docker(&format!("{create} web --network names --replicas 3 -p {PORT}:80 task:health"))?;
@@ -156,6 +158,8 @@ fn publish(swarm: &Swarm, port: u16) -> Result<Vec<Duration>> {
         let answered = waiting.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked")));
         updated.and(answered)
     })?;
+    // Docker replaces the tasks of a service whose ports change.
+    swarm.wait_updated("web", Update::Completed)?;
     Ok(answered.into_iter().map(|at| at.duration_since(begun).unwrap_or_default()).collect())
 }
 

@@ -134,13 +134,16 @@ impl Soak {
         Ok(())
     }
 
+    /// Checks are rarer than the image says: each is a process that runc starts, and those of five nodes
+    /// twice a second would take all of two processors.
     fn deploy(&self, nodes: usize) -> Result<()> {
         let create = "service create -d --no-resolve-image --name web -p 8081:80 -p 8081:53/udp \
-                      --update-parallelism 2 --update-delay 1s --update-monitor 1s --replicas";
+                      --health-interval 3s --update-parallelism 2 --update-delay 0s \
+                      --update-monitor 1s --replicas";
         self.swarm.docker(&format!("{create} {} task:health", 2 * nodes))?;
         for (name, port, replicas) in [("one", 8091, 1), ("still", STILL, nodes)] {
             let create = "service create -d --no-resolve-image --update-order start-first \
-                          --update-monitor 1s";
+                          --health-interval 3s --update-monitor 1s";
             let what = format!("--name {name} -p {port}:80 --replicas {replicas} task:health");
             self.swarm.docker(&format!("{create} {what}"))?;
         }

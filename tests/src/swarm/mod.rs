@@ -32,6 +32,13 @@ pub use service::{TaskAt, Update};
 /// Longer than any change of a Swarm that has nothing else to do.
 pub const SETTLE: Duration = Duration::from_secs(30);
 
+/// Makes `docker_gwbridge` as Docker does, and with IPv6.
+const GWBRIDGE_WITH_IPV6: &str = "network create --driver bridge --ipv6 --subnet fd00:172:18::/64 \
+     --subnet 172.18.0.0/16 --gateway 172.18.0.1 \
+     -o com.docker.network.bridge.name=docker_gwbridge \
+     -o com.docker.network.bridge.enable_icc=false \
+     -o com.docker.network.bridge.enable_ip_masquerade=true docker_gwbridge";
+
 /// How many nodes, and how many of them are managers.
 #[derive(Debug, Clone)]
 pub struct SwarmBuilder {
@@ -40,6 +47,7 @@ pub struct SwarmBuilder {
     clients: usize,
     images: Vec<Image>,
     host_names: BTreeMap<String, String>,
+    ipv6: bool,
 }
 
 impl SwarmBuilder {
@@ -70,6 +78,11 @@ impl SwarmBuilder {
         self
     }
 
+    /// `docker_gwbridge` is made before Docker does, with IPv6, as docs/swarm.md says.
+    pub fn ipv6(self) -> Self {
+        Self { ipv6: true, ..self }
+    }
+
     /// Starts everything, and waits until all nodes are ready.
     pub fn build(self) -> Result<Swarm> {
         ensure!((1..=self.nodes).contains(&self.managers), "between 1 manager and all nodes");
@@ -86,6 +99,9 @@ impl SwarmBuilder {
         }
         swarm.on_each(|node| {
             node.start_docker()?;
+            if self.ipv6 {
+                node.docker(GWBRIDGE_WITH_IPV6)?;
+            }
             self.images.iter().try_for_each(|image| node.load(image))
         })?;
         swarm.form(self.managers)?;
@@ -105,7 +121,7 @@ impl Swarm {
     /// One manager, two workers and a client, unless told otherwise.
     pub fn builder() -> SwarmBuilder {
         let (images, host_names) = (Vec::new(), BTreeMap::new());
-        SwarmBuilder { nodes: 3, managers: 1, clients: 1, images, host_names }
+        SwarmBuilder { nodes: 3, managers: 1, clients: 1, images, host_names, ipv6: false }
     }
 
     /// The node of this name.
