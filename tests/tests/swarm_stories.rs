@@ -115,7 +115,37 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     swarm.docker("service rm web").unwrap();
     refused(&swarm, 8081);
     say(&swarm, "the service is removed");
+    a_worker_leaves(&swarm);
     swarm.finish().unwrap();
+}
+
+/// n3 leaves the Swarm for good: its tasks are started elsewhere, and the others know it no more.
+fn a_worker_leaves(swarm: &Swarm) {
+    create(swarm, "--name last --replicas 3 -p 8082:80 task:v1");
+    swarm.wait_running("last", 3).unwrap();
+    swarm.wait_answered(&all(swarm), "last", (How::Tcp, 8082)).unwrap();
+    swarm.node("n3").docker("swarm leave").unwrap();
+    let rest = [swarm.node("n1"), swarm.node("n2")];
+    eventually("its tasks to be started elsewhere", 2 * SETTLE, || {
+        let running: usize =
+            rest.iter().map(|node| node.tasks("last").map_or(0, |tasks| tasks.len())).sum();
+        ensure!(running == 3, "{running} run");
+        Ok(())
+    })
+    .unwrap();
+    swarm.wait_answered(&rest, "last", (How::Tcp, 8082)).unwrap();
+    eventually("Docker to forget it", SETTLE, || swarm.docker("node rm n3").map(drop)).unwrap();
+    for node in rest {
+        eventually("the mesh to forget it", SETTLE, || {
+            let known: Value = serde_json::from_str(&node.weir("/api/v1/nodes")?.body)?;
+            let known = known["nodes"].as_array().map_or(0, Vec::len);
+            ensure!(known == 2, "{known} nodes");
+            Ok(())
+        })
+        .unwrap();
+    }
+    swarm.wait_answered(&rest, "last", (How::Tcp, 8082)).unwrap();
+    say(swarm, "n3 has left, n1 and n2 answer");
 }
 
 /// A UDP socket whose datagrams a node gives to a task of its own.

@@ -87,6 +87,7 @@ on_both_planes! {
     e_a_task_reaches_services_of_its_own_node_by_the_nodes_address
     f_udp_without_checksums_and_from_unconnected_sockets_reaches_all_tasks
     f_a_udp_flow_stays_with_its_task_until_it_was_idle_for_the_timeout
+    g_a_tcp_connection_is_idle_for_as_long_as_its_timeout_and_no_longer
     i_a_service_without_a_task_refuses_at_once
     j_in_host_mode_only_nodes_with_a_task_answer_and_the_others_are_as_without_weir
     k_one_client_port_through_two_addresses_to_one_task
@@ -303,6 +304,41 @@ fn f_a_udp_flow_stays_with_its_task_until_it_was_idle_for_the_timeout(plane: Pla
         Ok(())
     };
     cases.note("f: flows that were idle begin again", some());
+    cases.end(&scene).unwrap();
+}
+
+fn g_a_tcp_connection_is_idle_for_as_long_as_its_timeout_and_no_longer(plane: Plane) {
+    let mut scene = Scene::on(plane, docker(plane, 2)).unwrap();
+    // 1 s here for 1000 s by default; all others are far shorter than the connection is idle.
+    let mut timeouts: toml::Table = ["tcp_syn", "tcp_fin", "drain"]
+        .map(|key| (key.to_owned(), "1s".into()))
+        .into_iter()
+        .collect();
+    timeouts.insert("tcp_established".to_owned(), "8s".into());
+    scene.service("both", BOTH).set("timeouts", timeouts);
+    scene.task("both", "n1", "both.1").unwrap();
+    scene.task("both", "n2", "both.2").unwrap();
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    let targets: Vec<_> = scene.lab.hosts().iter().flat_map(|host| host.targets(BOTH)).collect();
+    // Two through each address: one has a task of the node, the other one elsewhere.
+    let mut talks = Vec::new();
+    for target in targets.iter().chain(&targets) {
+        let mut talk = Probe::tcp(target).open_in(client.netns()).unwrap();
+        let task = talk.ask().task.unwrap();
+        talks.push((target, task, talk));
+    }
+    thread::sleep(5 * SECOND);
+    for (target, task, talk) in &mut talks {
+        cases.note(format!("g: idle for 5 of 8 s, {target}, {task}"), talk.ask().by(task));
+    }
+    thread::sleep(11 * SECOND);
+    for (target, task, talk) in &mut talks {
+        let seen = talk.ask();
+        let reset = if seen.is_reset() { Ok(()) } else { Err(anyhow::anyhow!("saw {seen}")) };
+        cases.note(format!("g: idle for 11 of 8 s, {target}, {task}"), reset);
+    }
     cases.end(&scene).unwrap();
 }
 

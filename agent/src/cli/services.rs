@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use weir_mesh::EndpointMode;
 
 use super::{
     Failed, SocketArgs, client, ipvsadm,
@@ -20,7 +21,6 @@ use crate::{
     document::missing,
     health::Condition,
 };
-use weir_mesh::EndpointMode;
 
 #[derive(Debug, Args)]
 pub(super) struct ServicesArgs {

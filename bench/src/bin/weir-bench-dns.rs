@@ -24,6 +24,7 @@ use weir_bench::{
     },
     machine,
 };
+use weir_tests::interrupt;
 
 const USAGE: &str = "weir-bench-dns [--names N] [--rate QUERIES] [--rounds N] [--seconds N] \
                      [--parts cases,fast,trouble,swap,memory]";
@@ -63,6 +64,8 @@ fn main() -> Result<()> {
         return weir::serve(port.parse()?, names.parse()?, upstream.parse()?);
     }
     let options = options(&arguments)?;
+    // Servers and files are removed in order: each measurement is brought to its end.
+    interrupt::install()?;
     println!("{}\n", machine::describe());
     let bench = Bench::start(options)?;
     for (part, run) in [

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use weir_tests::interrupt;
 
 use super::{Case, Forwarded, Server, unheard};
 
@@ -48,7 +49,11 @@ const MOST_A_SECOND: u32 = 60_000;
 
 impl Run<'_> {
     /// Asks a server.
+    ///
+    /// # Errors
+    /// Also when somebody wants the bench to end.
     pub fn on(&self, server: &Server) -> Result<Seen> {
+        interrupt::go_on()?;
         let before = server.cpu()?;
         let mut seen = self.dnsperf(server)?;
         // Children of dnsmasq end when their connection does.

@@ -23,7 +23,8 @@ const UDP: u32 = 17;
 pub struct FlowCensus {
     /// Live flows by backend, as entered on this node.
     pub active: BTreeMap<BackendIndex, u64>,
-    /// Backends with TCP connections that entered on this node and are not over.
+    /// Backends with TCP connections that entered on this node and are not over. The proxy, whose sessions
+    /// end with their backend, counts those of UDP as well.
     pub carried: BTreeSet<BackendIndex>,
     /// Entries deleted because they had timed out.
     pub expired: u64,

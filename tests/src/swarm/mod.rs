@@ -12,6 +12,7 @@ mod service;
 mod weir;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,13 +32,6 @@ pub use service::{TaskAt, Update};
 
 /// Longer than any change of a Swarm that has nothing else to do.
 pub const SETTLE: Duration = Duration::from_secs(30);
-
-/// Makes `docker_gwbridge` as Docker does, and with IPv6.
-const GWBRIDGE_WITH_IPV6: &str = "network create --driver bridge --ipv6 --subnet fd00:172:18::/64 \
-     --subnet 172.18.0.0/16 --gateway 172.18.0.1 \
-     -o com.docker.network.bridge.name=docker_gwbridge \
-     -o com.docker.network.bridge.enable_icc=false \
-     -o com.docker.network.bridge.enable_ip_masquerade=true docker_gwbridge";
 
 /// How many nodes, and how many of them are managers.
 #[derive(Debug, Clone)]
@@ -100,7 +94,7 @@ impl SwarmBuilder {
         swarm.on_each(|node| {
             node.start_docker()?;
             if self.ipv6 {
-                node.docker(GWBRIDGE_WITH_IPV6)?;
+                node.docker(&gwbridge_with_ipv6()?)?;
             }
             self.images.iter().try_for_each(|image| node.load(image))
         })?;
@@ -273,6 +267,16 @@ fn each(nodes: &[Node], work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()>
             thread.join().map_err(|_| anyhow!("a thread of the Swarm panicked"))?
         })
     })
+}
+
+/// What docs/swarm.md tells a user to type before a node joins, without `docker`.
+fn gwbridge_with_ipv6() -> Result<String> {
+    let path = repository("docs/swarm.md");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let begun = text.split("docker network create ").nth(1);
+    let command = begun.and_then(|rest| rest.split("```").next());
+    let command = command.with_context(|| format!("{} makes no network", path.display()))?;
+    Ok(format!("network create {}", command.replace("\\\n", " ").trim()))
 }
 
 /// A file of the repository.
