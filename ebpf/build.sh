@@ -7,6 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 objects=$here/loader/object
 record=$objects/SOURCES
+names=(weir lookup trial)
 # A fixed place: names that the compiler derives from paths end up in the object.
 place=/tmp/weir-ebpf-build
 # An address per checkout of the toolchain would, too.
@@ -35,7 +36,7 @@ build() {
   unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER "${!CARGO_PROFILE_@}"
   CARGO_INCREMENTAL=0 RUSTC_BOOTSTRAP=1 RUSTFLAGS=$flags CARGO_TARGET_DIR=$place/target \
     cargo build --quiet --locked --release --bins --target bpfel-unknown-none -Z build-std=core
-  for name in weir trial; do
+  for name in "${names[@]}"; do
     llvm-objcopy-19 --strip-debug "$place/target/bpfel-unknown-none/release/$name" "$1/$name.bpf.o"
   done
 }
@@ -54,7 +55,7 @@ if [ "${1:-}" = --check ]; then
   fresh=$(mktemp -d)
   trap 'rm -rf "$fresh"' EXIT
   build "$fresh"
-  for name in weir trial; do
+  for name in "${names[@]}"; do
     if ! cmp -s "$fresh/$name.bpf.o" "$objects/$name.bpf.o"; then
       echo "ebpf: the committed $name.bpf.o is not what its sources give. Run \`make ebpf\`."
       exit 1

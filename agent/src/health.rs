@@ -193,7 +193,11 @@ fn listeners(now: &Observation) -> Subsystem {
     let name = "listeners";
     let listened = now.report.ports.len();
     match now.report.unserved.values().next() {
-        None => Subsystem::new(name, Condition::Ok, format!("{listened} ports")),
+        None => {
+            let one = now.report.attachments.hooks.contains_key("sk_lookup");
+            let how = if one { ", TCP by one listener (sk_lookup)" } else { "" };
+            Subsystem::new(name, Condition::Ok, format!("{listened} ports{how}"))
+        }
         Some(first) => {
             let missing = now.report.unserved.len();
             let reason = format!("{missing} of {listened} ports are not listened on: {first}");

@@ -44,7 +44,7 @@ pub enum HandoverError {
 
 /// Raised with every change of the state that an older reader would not understand. Whoever is to go on
 /// names the format that it reads before anything is left to it.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// What the listeners of a proxy are told.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +70,10 @@ pub(crate) enum Place {
     Port(Frontend),
     /// Where other nodes hand over.
     Relay(Protocol),
+    /// Behind many published ports.
+    Door,
+    /// What leads there: no sockets, but files of a [`Dispatch`](crate::Dispatch), in its order.
+    Dispatch,
 }
 
 /// A socket that is left.

@@ -10,6 +10,7 @@ mod address;
 mod backend;
 mod counters;
 mod directory;
+mod door;
 mod handover;
 pub mod header;
 mod listen;
@@ -26,6 +27,7 @@ mod udp;
 mod worker;
 
 pub use counters::{Counted, Reason};
+pub use door::Dispatch;
 pub use handover::{FORMAT, Handover, HandoverError};
 pub use proxy::{BackendCounts, Proxy, ProxyError, Remains, Usage};
 pub use settings::Settings;

@@ -31,6 +31,12 @@ pub(crate) fn tcp(
     listening(sockets)
 }
 
+/// Listens for connections that are led here from published ports, IPv4 and IPv6. Not at a loopback
+/// address: a socket that is bound to an address of one family takes clients of that family alone.
+pub(crate) fn door(count: usize, settings: &Settings) -> io::Result<Vec<TcpListener>> {
+    listening(group(count, || stream(settings), |domain| everywhere(domain, 0))?)
+}
+
 /// Listens for connections of other nodes.
 pub(crate) fn tcp_at(
     address: SocketAddr,
@@ -105,6 +111,8 @@ fn group(
     let address = SockAddr::from(at(domain));
     first.bind(&address)?;
     first.set_reuse_port(true)?;
+    // The kernel may have been left to choose the port.
+    let address = first.local_addr()?;
     let mut sockets = vec![first];
     for _ in 1..count {
         let (next, _) = new()?;

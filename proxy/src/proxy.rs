@@ -11,6 +11,7 @@ use std::{
 
 use quinn_udp::UdpSocketState;
 use tokio::sync::watch;
+use tracing::info;
 use weir_mesh::{
     Ident, Installed, MapOp, MeshSnapshot, Protocol,
     install::{BackendIndex, BackendRecord, Frontend, Slot},
@@ -20,6 +21,7 @@ use weir_mesh::{
 use crate::{
     backend::Backend,
     counters::{Counted, Reason},
+    door::{Dispatch, Door},
     handover::{HandoverError, Place, Word},
     listen,
     port::Port,
@@ -42,12 +44,21 @@ pub struct Proxy {
     installed: Installed,
     backends: HashMap<BackendIndex, Arc<Backend>>,
     services: HashMap<Ident, Arc<Service>>,
-    listeners: BTreeMap<Frontend, watch::Sender<Word>>,
+    listeners: BTreeMap<Frontend, Listening>,
+    door: Option<Door>,
     unserved: BTreeMap<Frontend, String>,
     relay: watch::Sender<Word>,
     heirlooms: Heirlooms,
     /// Dropped last: they end everything.
     workers: Vec<Worker>,
+}
+
+/// How a published port is listened on.
+enum Listening {
+    /// By sockets of its own.
+    Apart(watch::Sender<Word>),
+    /// By the sockets of the [`Door`].
+    AtDoor,
 }
 
 /// A proxy that could not begin.
@@ -99,12 +110,17 @@ pub struct Usage {
 }
 
 impl Proxy {
-    /// Starts workers, and listens for other nodes.
+    /// Starts workers, and listens for other nodes. With a `dispatch` one listener serves all TCP ports, if
+    /// the kernel lets it; see [`Self::door`].
     ///
     /// # Errors
     /// When a thread cannot be started, or the relay port is taken.
-    pub fn start(settings: Settings) -> Result<Self, ProxyError> {
+    pub fn start(
+        settings: Settings,
+        dispatch: Option<Box<dyn Dispatch>>,
+    ) -> Result<Self, ProxyError> {
         let mut proxy = Self::begin(settings, Heirlooms::default())?;
+        proxy.open_door(dispatch);
         proxy.relay = listen_for_nodes(&proxy.shared, &proxy.workers, None, None)?;
         Ok(proxy)
     }
@@ -121,6 +137,7 @@ impl Proxy {
             backends: HashMap::new(),
             services: HashMap::new(),
             listeners: BTreeMap::new(),
+            door: None,
             unserved: BTreeMap::new(),
             relay: watch::Sender::default(),
             heirlooms,
@@ -214,6 +231,11 @@ impl Proxy {
         &self.unserved
     }
 
+    /// Whether one listener serves all TCP ports that have none of their own.
+    pub fn has_door(&self) -> bool {
+        self.door.is_some()
+    }
+
     /// What is counted, by published port.
     pub fn ports(&self) -> BTreeMap<Frontend, Counted> {
         let directory = self.shared.directory.write();
@@ -301,8 +323,8 @@ impl Proxy {
             Protocol::Udp => self.open_udp(port),
         };
         match opened {
-            Ok(stop) => {
-                self.listeners.insert(frontend, stop);
+            Ok(listening) => {
+                self.listeners.insert(frontend, listening);
                 self.unserved.remove(&frontend);
             }
             Err(error) => {
@@ -311,11 +333,14 @@ impl Proxy {
         }
     }
 
-    fn open_tcp(&mut self, port: &Arc<Port>) -> io::Result<watch::Sender<Word>> {
+    fn open_tcp(&mut self, port: &Arc<Port>) -> io::Result<Listening> {
         let place = Place::Port(port.frontend);
-        let sockets = match self.heirlooms.listeners(place) {
-            Some(sockets) => sockets,
-            None => listen::tcp(port.frontend, self.workers.len(), &self.shared.settings)?,
+        let sockets = match (self.heirlooms.listeners(place), &self.door) {
+            (Some(sockets), _) => sockets,
+            (None, Some(door)) => {
+                return door.lead(port.frontend).map(|()| Listening::AtDoor);
+            }
+            (None, None) => listen::tcp(port.frontend, self.workers.len(), &self.shared.settings)?,
         };
         let stop = watch::Sender::default();
         // The process before may have had more workers, or fewer.
@@ -331,10 +356,10 @@ impl Proxy {
                 },
             ));
         }
-        Ok(stop)
+        Ok(Listening::Apart(stop))
     }
 
-    fn open_udp(&mut self, port: &Arc<Port>) -> io::Result<watch::Sender<Word>> {
+    fn open_udp(&mut self, port: &Arc<Port>) -> io::Result<Listening> {
         let sockets = match self.heirlooms.sockets(Place::Port(port.frontend)) {
             Some(sockets) => self.inherit(sockets, Some(port)),
             None => fresh(listen::udp(port.frontend, self.workers.len())?),
@@ -345,13 +370,25 @@ impl Proxy {
             let shared = self.shared.clone();
             worker.spawn(udp::run(socket, entrance, sessions, shared, stop.subscribe()));
         }
-        Ok(stop)
+        Ok(Listening::Apart(stop))
     }
 
     fn close(&mut self, frontend: Frontend) {
         self.unserved.remove(&frontend);
-        if let Some(stop) = self.listeners.remove(&frontend) {
-            stop.send_replace(Word::Stop);
+        match (self.listeners.remove(&frontend), &self.door) {
+            (Some(Listening::Apart(stop)), _) => drop(stop.send_replace(Word::Stop)),
+            (Some(Listening::AtDoor), Some(door)) => door.leave(frontend),
+            (Some(Listening::AtDoor) | None, _) => {}
+        }
+    }
+
+    /// Without one each port has listeners of its own.
+    fn open_door(&mut self, dispatch: Option<Box<dyn Dispatch>>) {
+        let Some(dispatch) = dispatch else { return };
+        let (sockets, before) = (self.heirlooms.listeners(Place::Door), self.heirlooms.dispatch());
+        match Door::open(dispatch, sockets, before, &self.shared, &self.workers) {
+            Ok(door) => self.door = Some(door),
+            Err(cause) => info!(cause, "each published TCP port has listeners of its own"),
         }
     }
 }

@@ -81,6 +81,10 @@ impl Scene {
             self.mesh.write_to(&self.own_file(host.name()))?;
             let agent = self.lab.agent_with(host.name(), |config| {
                 config.set("dataplane.mode", self.plane.mode());
+                // So that what is true of the proxy is tested with both kinds of listeners.
+                if host.name() == "n2" {
+                    config.set("proxy.sk_lookup", false);
+                }
                 change(host.name(), config);
             })?;
             self.agents.push(agent);

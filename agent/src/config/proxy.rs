@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::read::switch;
 use crate::document::Value;
 
 /// The userspace proxy.
@@ -21,6 +22,8 @@ pub struct ProxyConfig {
     pub connections: Option<usize>,
     /// Most UDP sessions of one port on one worker.
     pub udp_sessions: usize,
+    /// Whether one listener serves all TCP ports, if the kernel lets it.
+    pub sk_lookup: bool,
     /// How long connections may go on after an upgrade.
     pub drain_timeout: Duration,
 }
@@ -36,6 +39,7 @@ pub struct ProxySettings {
     pub user_timeout: Option<Duration>,
     pub connections: Option<usize>,
     pub udp_sessions: Option<usize>,
+    pub sk_lookup: Option<bool>,
     pub drain_timeout: Option<Duration>,
 }
 
@@ -59,6 +63,7 @@ impl ProxySettings {
             user_timeout: time("proxy.user_timeout", DAY),
             connections: count("proxy.connections", MOST),
             udp_sessions: count("proxy.udp_sessions", MOST),
+            sk_lookup: get("proxy.sk_lookup").and_then(switch),
             drain_timeout: time("proxy.drain_timeout", DAY),
         }
     }
@@ -73,6 +78,7 @@ impl ProxySettings {
             user_timeout: self.user_timeout.unwrap_or(2 * MINUTE),
             connections: self.connections,
             udp_sessions: self.udp_sessions.unwrap_or(16_384),
+            sk_lookup: self.sk_lookup.unwrap_or(true),
             drain_timeout: self.drain_timeout.unwrap_or(60 * MINUTE),
         }
     }

@@ -323,7 +323,7 @@ fn listen(value: Value<'_, '_>) -> Option<Option<SocketAddr>> {
     Some(Some(listen))
 }
 
-fn switch(value: Value<'_, '_>) -> Option<bool> {
+pub(super) fn switch(value: Value<'_, '_>) -> Option<bool> {
     value.switch("true or false")
 }
 

@@ -2,19 +2,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
+    os::fd::{BorrowedFd, OwnedFd},
     thread::available_parallelism,
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{info, warn};
-use weir_loader::{Answers, Attachments, Counters, Dataplane, Error, FlowCensus, Options, Stats};
+use weir_loader::{
+    Answers, Attachments, Counters, Dataplane, Error, FlowCensus, Options, SocketLookup, Stats,
+};
 use weir_mesh::{
-    Installed, Limits, MapOp, MeshSnapshot,
+    Installed, Limits, MapOp, MeshSnapshot, PublishedPort,
     install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
-use weir_proxy::{Counted, Proxy, Settings};
+use weir_proxy::{Counted, Dispatch, Proxy, Settings};
 
 use super::Chosen;
 use crate::{
@@ -31,6 +35,10 @@ pub struct UserPlane {
     before: Option<Options>,
     vips: InstalledVips,
 }
+
+/// The kernel's own dispatch of published ports to one listener.
+#[derive(Default)]
+struct Lookup(Option<SocketLookup>);
 
 /// Files that the agent needs for everything but flows.
 const OWN_FILES: u64 = 1000;
@@ -62,9 +70,10 @@ impl UserPlane {
         role: Role,
     ) -> Result<Self, Error> {
         let settings = settings(config);
+        let dispatch = config.proxy.sk_lookup.then(Lookup::boxed);
         let proxy = match heritage.take(role)? {
-            Some(handover) => Proxy::take_over(settings, handover),
-            None => Proxy::start(settings),
+            Some(handover) => Proxy::take_over(settings, handover, dispatch),
+            None => Proxy::start(settings, dispatch),
         };
         let proxy = proxy.map_err(|error| Error {
             what: "start the userspace proxy".to_owned(),
@@ -99,6 +108,44 @@ fn raise_file_limit() -> u64 {
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(_) => soft,
+    }
+}
+
+impl Lookup {
+    fn boxed() -> Box<dyn Dispatch> {
+        Box::new(Self::default())
+    }
+
+    fn get(&self) -> io::Result<&SocketLookup> {
+        self.0.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Dispatch for Lookup {
+    fn begin(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        before: Option<Vec<OwnedFd>>,
+    ) -> Result<(), String> {
+        let before = before.and_then(|files| files.try_into().ok());
+        let lookup = match before {
+            Some(files) => SocketLookup::from_files(files, listener),
+            None => SocketLookup::attach(listener),
+        };
+        self.0 = Some(lookup.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    fn lead(&self, port: PublishedPort) -> io::Result<()> {
+        self.get()?.lead(port.get())
+    }
+
+    fn leave(&self, port: PublishedPort) -> io::Result<()> {
+        self.get()?.leave(port.get())
+    }
+
+    fn into_files(self: Box<Self>) -> Vec<OwnedFd> {
+        self.0.map(SocketLookup::into_files).into_iter().flatten().collect()
     }
 }
 
@@ -177,7 +224,8 @@ impl Kernel for UserPlane {
     }
 
     fn attachments(&self) -> Attachments {
-        Attachments::default()
+        let hooks = self.proxy.has_door().then(|| ("sk_lookup".to_owned(), "link"));
+        Attachments { hooks: hooks.into_iter().collect(), ..Attachments::default() }
     }
 
     fn stats(&self) -> Result<Stats, Error> {

@@ -40,6 +40,7 @@ pub(crate) enum AttachType {
     Recvmsg6 = 20,
     Getpeername4 = 29,
     Getpeername6 = 30,
+    SkLookup = 36,
     TcxIngress = 46,
     TcxEgress = 47,
 }

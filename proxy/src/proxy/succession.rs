@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -11,9 +12,10 @@ use socket2::SockRef;
 use tracing::{debug, warn};
 use weir_mesh::Protocol;
 
-use super::{Proxy, ProxyError, listen_for_nodes};
+use super::{Listening, Proxy, ProxyError, listen_for_nodes};
 use crate::{
     backend::Backend,
+    door::{Dispatch, Door},
     handover::{Handover, HandoverError, Left, LeftSession, Place, State, Word},
     port::Port,
     settings::Settings,
@@ -42,12 +44,17 @@ impl Proxy {
     ///
     /// # Errors
     /// As [`Proxy::start`], and when the state cannot be read.
-    pub fn take_over(settings: Settings, handover: Handover) -> Result<Self, ProxyError> {
+    pub fn take_over(
+        settings: Settings,
+        handover: Handover,
+        dispatch: Option<Box<dyn Dispatch>>,
+    ) -> Result<Self, ProxyError> {
         let (State { installed, wishes, .. }, left) = handover.unpack()?;
         let mut heirlooms = Heirlooms::new(left);
         let address = SocketAddr::new(settings.address, settings.relay_port);
         heirlooms.keep_relay_at(address);
         let mut proxy = Self::begin(settings, heirlooms)?;
+        proxy.open_door(dispatch);
         {
             let mut directory = proxy.shared.directory.write();
             directory.nodes = installed.nodes.iter().map(|(at, it)| (*at, it.address)).collect();
@@ -93,13 +100,28 @@ impl Proxy {
     /// When the state cannot be written.
     pub fn hand_over(mut self) -> Result<(Handover, Remains), HandoverError> {
         let (heir, left) = mpsc::channel();
-        let mut listeners: Vec<_> = std::mem::take(&mut self.listeners).into_values().collect();
+        let listening = std::mem::take(&mut self.listeners).into_values();
+        let mut listeners: Vec<_> = listening
+            .filter_map(|listening| match listening {
+                Listening::Apart(word) => Some(word),
+                Listening::AtDoor => None,
+            })
+            .collect();
         listeners.push(std::mem::take(&mut self.relay));
+        let mut all = Vec::new();
+        if let Some(Door { dispatch, word, .. }) = self.door.take() {
+            listeners.push(word);
+            let files = dispatch.into_files().into_iter();
+            all.extend(files.map(|file| Left {
+                place: Place::Dispatch,
+                socket: file,
+                sessions: Vec::new(),
+            }));
+        }
         for word in listeners.drain(..) {
             word.send_replace(Word::Leave(heir.clone()));
         }
         drop(heir);
-        let mut all = Vec::new();
         loop {
             match left.recv_timeout(PATIENCE) {
                 Ok(left) => all.push(left),
@@ -179,6 +201,12 @@ impl Heirlooms {
     pub(super) fn listeners(&mut self, place: Place) -> Option<Vec<TcpListener>> {
         let left = self.0.remove(&place)?;
         Some(left.into_iter().map(|left| left.socket.into()).collect())
+    }
+
+    /// Files of the dispatch before.
+    pub(super) fn dispatch(&mut self) -> Option<Vec<OwnedFd>> {
+        let left = self.0.remove(&Place::Dispatch)?;
+        Some(left.into_iter().map(|left| left.socket).collect())
     }
 
     pub(super) fn sockets(&mut self, place: Place) -> Option<Vec<(UdpSocket, Vec<LeftSession>)>> {

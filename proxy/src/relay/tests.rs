@@ -31,7 +31,7 @@ fn free(protocol: Protocol) -> u16 {
 
 /// At a port that was free a moment ago, over TCP.
 fn proxy() -> Proxy {
-    let began = (0..20).find_map(|_| Proxy::start(settings(free(Protocol::Tcp))).ok());
+    let began = (0..20).find_map(|_| Proxy::start(settings(free(Protocol::Tcp)), None).ok());
     began.expect("a port that is free")
 }
 

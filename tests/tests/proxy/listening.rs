@@ -1,5 +1,6 @@
 //! Which ports are listened on, by whom, and what is said of those that are not.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
@@ -29,7 +30,7 @@ fn a_port_that_cannot_be_listened_on_is_named_and_the_others_are_served() {
         TcpListener::bind(SocketAddr::new("127.0.0.7".parse().unwrap(), PORT))
     };
     let holder = n1.run(bind).unwrap();
-    scene.start().unwrap();
+    apart(&mut scene);
     let client = scene.lab.client("c1");
     client.ask(&Probe::tcp(n1.targets(8081)[0])).by("other.1").unwrap();
     client.ask(&Probe::tcp(n1.targets(PORT)[0])).refused_at_once().unwrap();
@@ -45,6 +46,72 @@ fn a_port_that_cannot_be_listened_on_is_named_and_the_others_are_served() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Starts agents that listen at each port apart.
+fn apart(scene: &mut Scene) {
+    scene.start_with(|_, config| drop_it(config.set("proxy.sk_lookup", false))).unwrap();
+}
+
+/// The ports of a host's TCP listeners, each as often as there are sockets.
+fn listened(scene: &Scene, host: &str) -> Vec<u16> {
+    let read = |of| std::fs::read_to_string(format!("/proc/thread-self/net/{of}")).unwrap();
+    let table = scene.lab.host(host).run(|| read("tcp") + &read("tcp6"));
+    let sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listeners = sockets.filter(|fields| fields[3] == "0A");
+    listeners
+        .map(|fields| u16::from_str_radix(fields[1].rsplit_once(':').unwrap().1, 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn one_listener_serves_all_tcp_ports_over_both_families_for_as_long_as_they_have_tasks() {
+    let mut scene = scene();
+    let ports = 9000..9100;
+    for port in ports.clone() {
+        scene.mesh.service("web").publish(format!("{port}:80").as_str());
+    }
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let n1 = scene.lab.host("n1").clone();
+    for target in ports.clone().flat_map(|port| n1.targets(port)) {
+        let seen = client.ask(&Probe::tcp(target));
+        assert!(seen.task.is_some(), "{target}: {seen}");
+    }
+    let text = status(&scene, "n1");
+    assert!(text.contains("102 ports, TCP by one listener (sk_lookup)"), "{text}");
+    // Those of n2 are apart. The rest is the same on both: between nodes, and for commands.
+    let (one, many) = (listened(&scene, "n1").len(), listened(&scene, "n2").len());
+    assert!(one < 20 && many > 100, "{one} and {many}");
+    scene.mesh.service("web").remove_task("web.1").remove_task("web.2");
+    scene.apply().unwrap();
+    for target in n1.targets(9000) {
+        scene.lab.client("c1").ask(&Probe::tcp(target)).refused_at_once().unwrap();
+    }
+}
+
+#[test]
+fn nobody_else_s_listener_is_met_at_a_led_port_and_nothing_at_the_listener_s_own() {
+    let mut scene = scene();
+    let n1 = scene.lab.host("n1").clone();
+    // dockerd holds the ports that services publish.
+    std::fs::write("/proc/self/comm", "dockerd").unwrap();
+    let held = n1.run(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap();
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    for target in n1.targets(PORT) {
+        let seen = client.ask(&Probe::tcp(target));
+        assert!(seen.task.is_some(), "{target}: {seen}");
+    }
+    assert!(!status(&scene, "n1").contains("not listened on"), "{}", status(&scene, "n1"));
+    let others = [PORT, 7952, 9950];
+    let own: BTreeSet<u16> =
+        listened(&scene, "n1").into_iter().filter(|port| !others.contains(port)).collect();
+    assert_eq!(own.len(), 1, "{own:?}");
+    for target in own.into_iter().flat_map(|port| n1.targets(port)) {
+        client.ask(&Probe::tcp(target)).refused_at_once().unwrap();
+    }
+    drop(held);
 }
 
 #[test]
@@ -82,7 +149,7 @@ fn a_port_below_1024_without_the_capability_is_named_with_the_way_out() {
     let status = status_of_one_started_by(
         command("setpriv", &["--inh-caps=-net_bind_service", drop]),
         &scene,
-        "mode = \"proxy\"",
+        "mode = \"proxy\"\n[proxy]\nsk_lookup = false",
     );
     let told = "this process may not listen on tcp/80: ports below 1024 need CAP_NET_BIND_SERVICE";
     assert!(status.contains(told), "{status}");
@@ -132,6 +199,7 @@ fn without_programs_auto_chooses_the_proxy_and_says_why() {
     assert_eq!(status["dataplane"]["kind"], "proxy", "{status}");
     let reason = status["dataplane"]["reason"].as_str().unwrap();
     assert!(reason.starts_with("not ebpf, since bpf: "), "{reason}");
+    assert!(!status.to_string().contains("sk_lookup"), "{status}");
 }
 
 #[test]
@@ -139,7 +207,7 @@ fn host_mode_ports_are_listened_on_where_a_task_runs_and_nowhere_else() {
     let mut scene = scene();
     scene.mesh.service("local").publish(Publish::host_mode(9090, 80, "tcp"));
     scene.task("local", "n2", "local.1").unwrap();
-    scene.start().unwrap();
+    apart(&mut scene);
     let taken = |host: &str| {
         let bound = scene.lab.host(host).run(|| TcpListener::bind("0.0.0.0:9090"));
         bound.is_err()
