@@ -39,6 +39,8 @@ pub struct Holder {
 pub struct ListenerTable {
     proc: PathBuf,
     addresses: Vec<IpAddr>,
+    /// What this process is called.
+    own_name: Option<String>,
     /// Processes by the inode of their socket, since looking through all of them takes long.
     known: BTreeMap<u64, (u32, String)>,
 }
@@ -50,11 +52,18 @@ impl ListenerTable {
     /// Listeners of the agent's own network namespace that clients of the node's `addresses`, or
     /// of its loopback addresses, could mean.
     pub fn new(addresses: Vec<IpAddr>) -> Self {
-        Self { proc: "/proc".into(), addresses, known: BTreeMap::new() }
+        let proc = PathBuf::from("/proc");
+        let own_name = name_of(&proc.join("self"));
+        Self { proc, addresses, own_name, known: BTreeMap::new() }
     }
 
-    /// Who, apart from Docker, listens on each of `wanted`.
-    pub fn holders(&mut self, wanted: &BTreeSet<Frontend>) -> BTreeMap<Frontend, Holder> {
+    /// Who, apart from Docker, listens on each of `wanted`. On `ours` the agent itself may listen for the
+    /// mesh, in this process or in the one before an upgrade.
+    pub fn holders(
+        &mut self,
+        wanted: &BTreeSet<Frontend>,
+        ours: &BTreeSet<Frontend>,
+    ) -> BTreeMap<Frontend, Holder> {
         let listeners: Vec<_> = Protocol::ALL
             .into_iter()
             .flat_map(|protocol| self.listeners(protocol, wanted))
@@ -64,7 +73,8 @@ impl ListenerTable {
         let mut holders = BTreeMap::new();
         for Listener { address, frontend, inode } in listeners {
             let (pid, process) = self.known.get(&inode).cloned().unzip();
-            if process.as_deref().is_some_and(|name: &str| DOCKER.contains(&name)) {
+            let own = ours.contains(&frontend) && process.is_some() && process == self.own_name;
+            if own || process.as_deref().is_some_and(|name: &str| DOCKER.contains(&name)) {
                 continue;
             }
             holders.entry(frontend).or_insert(Holder { address, pid, process });
@@ -173,14 +183,19 @@ fn processes(proc: &Path, inodes: &BTreeSet<u64>) -> BTreeMap<u64, (u32, String)
             continue;
         };
         for inode in sockets_of(&entry.path()).filter(|inode| inodes.contains(inode)) {
-            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            found.entry(inode).or_insert((pid, name.trim().to_owned()));
+            let name = name_of(&entry.path()).unwrap_or_default();
+            found.entry(inode).or_insert((pid, name));
         }
         if found.len() == inodes.len() {
             break;
         }
     }
     found
+}
+
+/// What a process is called, by its folder.
+fn name_of(process: &Path) -> Option<String> {
+    Some(fs::read_to_string(process.join("comm")).ok()?.trim().to_owned())
 }
 
 fn sockets_of(process: &Path) -> impl Iterator<Item = u64> {
@@ -205,11 +220,17 @@ mod tests {
     fn a_listening_process_is_found_by_name_and_number() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let wanted = frontend(Protocol::Tcp, socket.local_addr().unwrap().port());
-        let holders = ListenerTable::new(Vec::new()).holders(&[wanted].into());
+        let mut table = ListenerTable::new(Vec::new());
+        let holders = table.holders(&[wanted].into(), &BTreeSet::new());
         let holder = &holders[&wanted];
         assert_eq!(holder.pid, Some(std::process::id()));
         assert_eq!(holder.address, IpAddr::V4(Ipv4Addr::LOCALHOST));
         assert!(holder.to_string().contains(&format!("(pid {})", std::process::id())));
+        let ours = table.holders(&[wanted].into(), &[wanted].into());
+        assert!(
+            ours.is_empty(),
+            "where it listens for the mesh it is not in its own way: {ours:?}"
+        );
     }
 
     #[test]
@@ -218,7 +239,8 @@ mod tests {
         let stub = UdpSocket::bind("127.0.0.53:0").unwrap();
         let wanted = frontend(Protocol::Udp, socket.local_addr().unwrap().port());
         let other = frontend(Protocol::Udp, stub.local_addr().unwrap().port());
-        let holders = ListenerTable::new(Vec::new()).holders(&[wanted, other].into());
+        let holders =
+            ListenerTable::new(Vec::new()).holders(&[wanted, other].into(), &BTreeSet::new());
         assert_eq!(holders.keys().collect::<Vec<_>>(), [&wanted]);
     }
 

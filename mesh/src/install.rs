@@ -151,6 +151,9 @@ pub struct ServiceRecord {
     /// Whether clients of this node are left to the process that has the port here. What other
     /// nodes forward is served all the same.
     pub withheld: bool,
+    /// Whether clients of an address family that no task has are left to another plane of this node.
+    #[serde(default)]
+    pub shared: bool,
     /// Where the tasks listen.
     pub target: TargetPort,
     /// Who may be a client; `None`: everybody.
@@ -286,6 +289,16 @@ impl Installed {
 // === impl ServiceRecord ===
 
 impl ServiceRecord {
+    /// Whether clients of this node are left to whoever has the port here, by the address family that they
+    /// use. As `flow::is_left` of the kernel programs.
+    pub fn leaves(&self, ipv4: bool) -> bool {
+        let (own, other) = match ipv4 {
+            true => (self.pick4, self.pick6),
+            false => (self.pick6, self.pick4),
+        };
+        self.withheld || self.shared && own.len == 0 && other.len != 0
+    }
+
     /// Its regions that hold something.
     pub fn regions(&self) -> impl Iterator<Item = Region> + use<> {
         [self.pick4, self.pick6, self.local4, self.local6]

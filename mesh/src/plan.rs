@@ -65,6 +65,8 @@ pub struct LocalView {
     /// Ports whose clients on this node another plane of ours serves, from now on. What other nodes
     /// forward is served all the same.
     pub ceded: BTreeSet<Frontend>,
+    /// Ports at which another plane of ours serves clients of this node whose address family no task has.
+    pub shared: BTreeSet<Frontend>,
     /// What became of flows of this node's clients when their tables were last gone through.
     pub carried: Carried,
 }

@@ -24,6 +24,11 @@ pub struct Proxied {
     /// Each UDP datagram goes to whichever task has its turn, also of one client.
     #[serde(default, skip_serializing_if = "is_false")]
     pub per_packet: bool,
+    /// Where the proxy serves the service, it talks to tasks from the client's own address
+    /// (`IP_TRANSPARENT`), if the host lets it. The kernel plane does so in any case, so that this alone is
+    /// no reason for a proxy.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub transparent: bool,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -79,14 +84,14 @@ pub enum PrefixError {
 }
 
 impl Proxied {
-    /// Whether there is anything to do.
+    /// Whether there is anything to do that the kernel plane cannot do.
     pub fn is_needed(&self) -> bool {
-        *self != Self::default()
+        !Self { transparent: false, ..self.clone() }.is_default()
     }
 
-    /// The opposite, for serde.
-    pub(crate) fn is_default(&self) -> bool {
-        !self.is_needed()
+    /// Whether nothing is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 
     /// Whether a sender begins with a PROXY header.

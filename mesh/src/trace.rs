@@ -189,7 +189,13 @@ pub fn trace(installed: &Installed, host: &Host, asked: &Question, known: Option
     });
     let (rule, fate) = match asked.entry {
         _ if record.withheld && !goes_on => (None, Fate::Passes(Pass::Withheld)),
-        Entry::Process => asking.by_socket(),
+        Entry::Process => match asking.by_socket() {
+            (_, Fate::NoBackend(_) | Fate::Denied) if asking.leaves() => {
+                (None, Fate::Passes(Pass::Withheld))
+            }
+            told => told,
+        },
+        _ if asking.leaves() && !goes_on => (None, Fate::Passes(Pass::Withheld)),
         Entry::Container if asking.source(asked.client).is_none() => {
             (None, Fate::Passes(Pass::NoSource))
         }
@@ -210,6 +216,11 @@ struct Asking<'a> {
 type Rule = Option<(Subnet, bool)>;
 
 impl Asking<'_> {
+    /// `flow::is_left`.
+    fn leaves(&self) -> bool {
+        self.record.leaves(self.asked.to.is_ipv4())
+    }
+
     /// `ingress::enter`.
     fn by_packet(&self, known: Option<Known>) -> (Rule, Fate) {
         if let Some(backend) = known.and_then(|known| self.continues(known)) {

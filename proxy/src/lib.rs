@@ -21,6 +21,7 @@ mod route;
 mod service;
 mod settings;
 mod shared;
+mod source;
 mod sys;
 mod tcp;
 mod udp;

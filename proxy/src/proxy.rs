@@ -10,6 +10,7 @@ use std::{
 };
 
 use quinn_udp::UdpSocketState;
+use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing::info;
 use weir_mesh::{
@@ -30,7 +31,7 @@ use crate::{
     service::Service,
     settings::Settings,
     shared::Shared,
-    tcp,
+    sys, tcp,
     udp::{self, Entrance, Inherited},
     worker::Worker,
 };
@@ -131,8 +132,9 @@ impl Proxy {
             (0..settings.workers.max(1)).map(Worker::start).collect::<Result<Vec<_>, _>>();
         let workers = workers.map_err(ProxyError::Worker)?;
         let batches = probe_batches().map_err(ProxyError::Worker)?;
+        let transparent = probe_transparent();
         Ok(Self {
-            shared: Arc::new(Shared::new(settings, batches)),
+            shared: Arc::new(Shared::new(settings, batches, transparent)),
             installed: Installed::default(),
             backends: HashMap::new(),
             services: HashMap::new(),
@@ -153,7 +155,7 @@ impl Proxy {
     /// Takes what services ask for besides: for operations that follow, and for flows that begin from
     /// now on.
     pub fn follow(&mut self, snapshot: &MeshSnapshot) {
-        let asking = snapshot.services.values().filter(|service| service.proxied.is_needed());
+        let asking = snapshot.services.values().filter(|service| !service.proxied.is_default());
         let asked: HashMap<Ident, &Proxied> =
             asking.map(|it| (Ident::of_service(&it.name), &it.proxied)).collect();
         for ident in asked.keys() {
@@ -224,6 +226,12 @@ impl Proxy {
         for port in ports {
             self.listen_or_not(&port);
         }
+    }
+
+    /// Services that want tasks to see the client's address, where this process may not talk from it.
+    pub fn opaque(&self) -> impl Iterator<Item = Ident> {
+        let wished = self.services.iter().filter(|_| !self.shared.transparent);
+        wished.filter(|(_, it)| it.wishes.load().transparent).map(|(ident, _)| *ident)
     }
 
     /// Published ports that should be listened on here and are not, and why.
@@ -397,6 +405,13 @@ impl Proxy {
 fn probe_batches() -> io::Result<UdpSocketState> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     UdpSocketState::new((&socket).into())
+}
+
+/// Whether this process may talk from addresses that are not this host's, as seen by a socket of no further
+/// use.
+fn probe_transparent() -> bool {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
+    socket.is_ok_and(|socket| sys::be_transparent(&socket, false).is_ok())
 }
 
 /// Sockets without sessions.

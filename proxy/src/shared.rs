@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) tally: Tally,
     /// What this kernel can do with batches of datagrams.
     pub(crate) batches: UdpSocketState,
+    /// Whether sockets towards tasks may have addresses of clients.
+    pub(crate) transparent: bool,
     /// Set once the nodes and services of the mesh are known.
     pub(crate) settled: SetOnce<()>,
     /// Bytes of datagrams that sessions keep to send them again.
@@ -35,12 +37,13 @@ pub(crate) struct Shared {
 pub(crate) struct Permit<'a>(&'a AtomicUsize);
 
 impl Shared {
-    pub(crate) fn new(settings: Settings, batches: UdpSocketState) -> Self {
+    pub(crate) fn new(settings: Settings, batches: UdpSocketState, transparent: bool) -> Self {
         Self {
             settings,
             directory: Directory::default(),
             tally: Tally::default(),
             batches,
+            transparent,
             settled: SetOnce::new(),
             kept: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),

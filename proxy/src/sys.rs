@@ -40,6 +40,15 @@ pub(crate) fn choose_port_late(socket: &impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
+/// Lets a socket be bound to an address that is not this host's, and take what comes for it. Needs
+/// CAP_NET_ADMIN or CAP_NET_RAW.
+pub(crate) fn be_transparent(socket: &impl AsFd, ipv6: bool) -> io::Result<()> {
+    match ipv6 {
+        false => set(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+        true => set(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1),
+    }
+}
+
 fn set(socket: &impl AsFd, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
     let size = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the descriptor is open while it is borrowed, and the value lives until the call

@@ -40,6 +40,7 @@ fuzz_target!(|text: &str| {
         reach: BTreeMap::new(),
         withheld: BTreeSet::new(),
         ceded: BTreeSet::new(),
+        shared: BTreeSet::new(),
         carried: Carried::default(),
     };
     let moment = Moment(Duration::from_secs(1));

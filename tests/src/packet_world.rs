@@ -35,6 +35,7 @@ pub struct World {
     planner: Planner,
     snapshot: MeshSnapshot,
     ceded: BTreeSet<Frontend>,
+    shared: BTreeSet<Frontend>,
     now: Duration,
 }
 
@@ -78,7 +79,8 @@ impl World {
             let node = Node::new(NodeName::new(name), address.parse()?);
             snapshot.nodes.insert(node.name.clone(), node);
         }
-        Ok(Self { trial, planner, snapshot, ceded: BTreeSet::new(), now: Duration::ZERO })
+        let (ceded, shared) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { trial, planner, snapshot, ceded, shared, now: Duration::ZERO })
     }
 
     /// Replaces the service `name`: `ports` such as `"8080:80/tcp"` or `"9090:80/tcp/host"`, tasks
@@ -127,6 +129,11 @@ impl World {
         self.apply()
     }
 
+    /// Ports at which another plane serves clients whose address family no task has; from the next change on.
+    pub fn share(&mut self, ports: impl IntoIterator<Item = Frontend>) {
+        self.shared = ports.into_iter().collect();
+    }
+
     /// Lets time go by for the planner: deadlines pass.
     ///
     /// # Errors
@@ -156,8 +163,9 @@ impl World {
                 }
             }
         }
-        let (ceded, carried) = (self.ceded.clone(), Carried::default());
-        let local = LocalView { node: own, reach, withheld, ceded, carried };
+        let (ceded, shared) = (self.ceded.clone(), self.shared.clone());
+        let carried = Carried::default();
+        let local = LocalView { node: own, reach, withheld, ceded, shared, carried };
         let now = Moment(self.now);
         let plan = self.planner.plan(&self.snapshot, &local, now);
         for op in &plan.ops {

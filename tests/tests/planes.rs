@@ -5,13 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use weir_tests::firewall::{tcp, udp};
 use weir_tests::traffic::{HttpLoad, UdpLoad};
-use weir_tests::{Cases, Lab, Plane, Probe, Scene, State, Talk, eventually, on_both_planes};
+use weir_tests::{
+    Cases, Families, How, Lab, Plane, Probe, Scene, State, Talk, eventually, on_both_planes,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const WEB: u16 = 8080;
@@ -21,6 +23,71 @@ on_both_planes! {
     a_service_that_asks_for_a_header_gets_it_and_the_others_are_served_as_ever
     a_service_that_asks_for_a_header_only_later_gets_it_then
     each_datagram_of_one_client_goes_to_the_task_whose_turn_it_is
+    a_client_reaches_a_task_that_has_only_the_other_address_family
+}
+
+fn a_client_reaches_a_task_that_has_only_the_other_address_family(plane: Plane) {
+    let mut scene = Scene::on(plane, Lab::builder()).unwrap();
+    for (name, port, families) in [("four", 8081, Families::V4), ("six", 8082, Families::V6)] {
+        scene.service(name, port);
+        let mut task = scene.lab.task_of("n2", &format!("{name}.1"), families).unwrap();
+        task.serve_http(80).unwrap();
+        task.serve_echo(53).unwrap();
+        scene.mesh.service(name).task(&task);
+        scene.tasks.insert(name.to_owned(), task);
+    }
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    // The kernel plane starts a proxy for it.
+    for target in [8081, 8082].into_iter().flat_map(|port| targets(&scene, port)) {
+        eventually("each family to be served", 10 * SECOND, || {
+            for probe in [Probe::tcp(target), Probe::udp(target)] {
+                let seen = client.ask(&probe);
+                ensure!(seen.task.is_some(), "{probe}: {seen}");
+            }
+            anyhow::Ok(())
+        })
+        .unwrap();
+    }
+    let mut cases = Cases::default();
+    for (port, task) in [(8081, "four.1"), (8082, "six.1")] {
+        for target in targets(&scene, port) {
+            for probe in [How::Tcp, How::Udp, How::UdpConnected].map(|how| Probe::new(how, target))
+            {
+                let seen = client.ask(&probe);
+                // The family that a task has is still the kernel's.
+                let kept = plane.keeps_client() && target.is_ipv4() == (port == 8081);
+                let own = seen.client.is_some_and(|from| client.addresses().contains(&from.ip()));
+                let result =
+                    seen.by(task).and_then(|seen| seen.answered_from(target)).and_then(|seen| {
+                        match own == kept {
+                            true => Ok(seen),
+                            false => Err(anyhow!("the task sees {:?}", seen.client)),
+                        }
+                    });
+                cases.note(probe, result.map(drop));
+            }
+        }
+        // The node's own processes, by its own address of either family.
+        let n1 = scene.lab.host("n1");
+        for target in n1.targets(port) {
+            let seen = n1.probe(&[Probe::tcp(target)]).unwrap().remove(0);
+            cases.note(format!("from n1 to {target}"), seen.by(task).map(drop));
+        }
+    }
+    cases.end(&scene).unwrap();
+    // With an address of its own in that family a task is the kernel's there, too.
+    let mut both = scene.lab.task("n1", "four.2").unwrap();
+    both.serve_http(80).unwrap();
+    both.serve_echo(53).unwrap();
+    scene.mesh.service("four").task(&both).remove_task("four.1");
+    scene.apply().unwrap();
+    let client = scene.lab.client("c1");
+    for target in targets(&scene, 8081) {
+        let seen = client.ask(&Probe::tcp(target));
+        let from = seen.client.unwrap_or_else(|| panic!("{target}: {seen}"));
+        assert_eq!(client.addresses().contains(&from.ip()), plane.keeps_client(), "{target}");
+    }
 }
 
 /// `web` with a task on each node; `told`, which asks for a header, with one on n2.
@@ -197,6 +264,37 @@ fn passed(scene: &Scene, targets: &[SocketAddr], to_kernel: bool) {
         anyhow::Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn a_port_that_dockerd_holds_over_udp_is_no_trouble_to_the_kernel_plane() {
+    let mut scene = Scene::new(Lab::builder()).unwrap();
+    scene.service("four", WEB);
+    let mut task = scene.lab.task_of("n1", "four.1", Families::V4).unwrap();
+    task.serve_http(80).unwrap();
+    task.serve_echo(53).unwrap();
+    scene.mesh.service("four").task(&task);
+    scene.tasks.insert("four.1".to_owned(), task);
+    let n1 = scene.lab.host("n1").clone();
+    std::fs::write("/proc/self/comm", "dockerd").unwrap();
+    let held = n1.run(|| UdpSocket::bind(("::", WEB))).unwrap();
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let [v4, v6] = n1.targets(WEB)[..] else { panic!("one address of each family") };
+    eventually("a proxy to serve what is to be had", 10 * SECOND, || {
+        client.ask(&Probe::tcp(v6)).by("four.1").map(drop)
+    })
+    .unwrap();
+    for probe in [Probe::tcp(v4), Probe::udp(v4)] {
+        client.ask(&probe).by("four.1").unwrap();
+    }
+    // Datagrams that nobody would answer are not left to dockerd.
+    client.ask(&Probe::new(How::UdpConnected, v6)).refused_at_once().unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&scene.agent("n1").api("/api/v1/status").unwrap().body).unwrap();
+    assert_eq!(status["condition"], "ok", "{status}");
+    assert_eq!(status["problems"], serde_json::json!([]), "{status}");
+    drop(held);
 }
 
 #[test]

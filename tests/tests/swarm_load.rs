@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use weir_tests::swarm::{Node, SETTLE, Swarm, Update, repository};
 use weir_tests::traffic::{HttpLoad, Report, Running, UdpLoad};
-use weir_tests::{Probe, eventually};
+use weir_tests::{Plane, Probe, eventually, on_both_planes};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What the load is at least, over all its kinds.
@@ -25,8 +25,8 @@ fn rounds() -> usize {
 
 /// With a service whose tasks have a HEALTHCHECK: without one Docker calls a task running before it
 /// listens, and nobody can know better.
-fn swarm(managers: usize, replicas: usize) -> Swarm {
-    let builder = Swarm::builder().managers(managers).with_images().unwrap();
+fn swarm(plane: Plane, managers: usize, replicas: usize) -> Swarm {
+    let builder = Swarm::builder().plane(plane).managers(managers).with_images().unwrap();
     let swarm = builder.build().unwrap();
     let create = "service create -d --no-resolve-image --name web -p 8081:80 -p 8081:53/udp";
     swarm.docker(&format!("{create} --replicas {replicas} task:health")).unwrap();
@@ -121,9 +121,12 @@ fn update(swarm: &Swarm, order: &str, round: usize) {
     swarm.wait_updated("web", Update::Completed).unwrap();
 }
 
-#[test]
-fn updates_scaling_and_draining_fail_no_request() {
-    let swarm = swarm(1, 2);
+on_both_planes! {
+    updates_scaling_and_draining_fail_no_request
+}
+
+fn updates_scaling_and_draining_fail_no_request(plane: Plane) {
+    let swarm = swarm(plane, 1, 2);
     let mut diary = Diary::of(&swarm);
     let mut made = 0;
     for order in ["start-first", "stop-first"] {
@@ -141,6 +144,11 @@ fn updates_scaling_and_draining_fail_no_request() {
         }
         gone(&swarm, 2);
     });
+    if plane == Plane::Proxy {
+        // Swarm ends the agent of a drained node, and a proxy with it.
+        diary.end();
+        return swarm.finish().unwrap();
+    }
     for node in swarm.nodes() {
         diary.calm(&format!("{} is drained and comes back", node.name()), || {
             swarm.docker(&format!("node update --availability drain {}", node.name())).unwrap();
@@ -214,7 +222,7 @@ fn another_agent(node: &Node, old: &str) {
 
 #[test]
 fn agents_and_managers_that_come_and_go_fail_no_request() {
-    let swarm = swarm(3, 3);
+    let swarm = swarm(Plane::Ebpf, 3, 3);
     let mut diary = Diary::of(&swarm);
     for node in swarm.nodes() {
         diary.calm(&format!("the agent of {} is killed", node.name()), || {
@@ -331,7 +339,7 @@ fn connections_with_a_second_chance_outlive_the_drain_of_the_task_that_was_chose
 #[test]
 fn after_a_crash_new_connections_through_the_others_soon_work() {
     const LIMIT: Duration = Duration::from_millis(1500);
-    let swarm = swarm(3, 6);
+    let swarm = swarm(Plane::Ebpf, 3, 6);
     let through: Vec<_> = ["n1", "n2"].map(|name| swarm.node(name).target(8081)).to_vec();
     let netns = swarm.client("c1").netns();
     let load = HttpLoad::new(netns, through).connections(400).rate(500).timeout(SECOND);

@@ -10,15 +10,26 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use weir_tests::swarm::{Node, SETTLE, Swarm, TaskAt, Update};
 use weir_tests::traffic::HttpLoad;
-use weir_tests::{How, Probe, Seen, Talk, eventually};
+use weir_tests::{How, Plane, Probe, Seen, Talk, eventually, on_both_planes};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HTTP: (How, u16) = (How::Tcp, 8081);
 
-fn swarm() -> Swarm {
-    let swarm = Swarm::builder().with_images().unwrap().build().unwrap();
+on_both_planes! {
+    all_running_tasks_answer_at_every_node_whatever_docker_does_to_them
+    whatever_way_a_port_is_published_it_is_served_though_two_nodes_have_one_host_name
+    a_task_takes_flows_from_when_it_is_healthy_until_it_is_told_to_end
+}
+
+fn swarm(plane: Plane) -> Swarm {
+    let swarm = Swarm::builder().plane(plane).with_images().unwrap().build().unwrap();
     swarm.deploy_weir().unwrap();
     say(&swarm, "weir is ready");
+    for node in swarm.nodes() {
+        let status = node.weir("/api/v1/status").unwrap().body;
+        let by_proxy = status.contains("TCP by one listener (sk_lookup)");
+        assert_eq!(by_proxy, plane == Plane::Proxy, "{status}");
+    }
     swarm
 }
 
@@ -47,9 +58,8 @@ fn answered(swarm: &Swarm, tasks: usize, what: &str) {
     say(swarm, what);
 }
 
-#[test]
-fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
-    let swarm = swarm();
+fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them(plane: Plane) {
+    let swarm = swarm(plane);
     create(&swarm, "--name web --replicas 3 -p 8081:80 -p 8081:53/udp task:v1");
     answered(&swarm, 3, "three replicas answer");
     swarm.wait_answered(&all(&swarm), "web", (How::Udp, 8081)).unwrap();
@@ -81,11 +91,14 @@ fn all_running_tasks_answer_at_every_node_whatever_docker_does_to_them() {
     .unwrap();
     swarm.wait_running("web", 6).unwrap();
     swarm.wait_answered(&[swarm.node("n1"), swarm.node("n3")], "web", HTTP).unwrap();
-    answers_without_agent(&swarm, "n2");
-    // Its task has ended with the agent, which told the kernel.
-    let seen = kept.ask();
-    assert!(seen.task.is_some(), "{seen}");
-    say(&swarm, "n2 is drained, and answers");
+    // Swarm ends the agent of a drained node, and a proxy with it.
+    if plane == Plane::Ebpf {
+        answers_without_agent(&swarm, "n2");
+        // Its task has ended with the agent, which told the kernel.
+        let seen = kept.ask();
+        assert!(seen.task.is_some(), "{seen}");
+        say(&swarm, "n2 is drained, and answers");
+    }
     swarm.docker("node update --availability active n2").unwrap();
     swarm.node("n2").wait_weir().unwrap();
     eventually("a datagram of a kept socket to reach another task", Duration::from_secs(5), || {
@@ -225,10 +238,10 @@ fn published(swarm: &Swarm, service: &str) -> Vec<u16> {
     numbers.map(|port| u16::try_from(port).unwrap()).collect()
 }
 
-#[test]
-fn whatever_way_a_port_is_published_it_is_served_though_two_nodes_have_one_host_name() {
+fn whatever_way_a_port_is_published_it_is_served_though_two_nodes_have_one_host_name(plane: Plane) {
     // Swarm knows nodes by identity; so does the mesh.
-    let swarm = Swarm::builder().host_name("n3", "n2").with_images().unwrap().build().unwrap();
+    let builder = Swarm::builder().plane(plane).host_name("n3", "n2");
+    let swarm = builder.with_images().unwrap().build().unwrap();
     swarm.deploy_weir().unwrap();
     each_is_itself(&swarm);
     let nodes = all(&swarm);
@@ -372,6 +385,10 @@ fn stack(swarm: &Swarm) {
     say(swarm, "both services of the stack answer");
     swarm.wait_running("visit_guest", 1).unwrap();
     swarm.wait_running("visit_stranger", 1).unwrap();
+    // Virtual addresses the proxy leaves to Docker, which has no IPVS here.
+    if swarm.plane() == Plane::Proxy {
+        return;
+    }
     // By the name that Docker's resolver knows, at the virtual address behind it.
     reaches_both(swarm, "shop_front", "back");
     reaches_both(swarm, "visit_guest", "shop_back");
@@ -400,9 +417,8 @@ fn ask_from(swarm: &Swarm, service: &str, target: &str) -> Seen {
     serde_json::from_str::<Vec<Seen>>(&answer).unwrap().pop().unwrap()
 }
 
-#[test]
-fn a_task_takes_flows_from_when_it_is_healthy_until_it_is_told_to_end() {
-    let swarm = swarm();
+fn a_task_takes_flows_from_when_it_is_healthy_until_it_is_told_to_end(plane: Plane) {
+    let swarm = swarm(plane);
     create(&swarm, "--name web --replicas 3 --env START_AFTER=2000 -p 8081:80 task:health");
     answered(&swarm, 3, "three replicas are healthy");
     let targets = swarm.nodes().iter().map(|node| node.target(HTTP.1));

@@ -30,6 +30,7 @@ use weir_tests::packet_world::{Outcome, World};
 struct Case {
     services: Vec<Service>,
     withheld: BTreeSet<Frontend>,
+    shared: BTreeSet<Frontend>,
     unreached: BTreeSet<IpAddr>,
     packets: Vec<Packet>,
 }
@@ -126,17 +127,21 @@ fn packet() -> impl Strategy<Value = Packet> {
 fn case() -> impl Strategy<Value = Case> {
     let services = (0..NAMES.len()).map(|at| prop::option::weighted(0.8, service(at)));
     let withheld = prop::option::weighted(0.3, port());
+    let shared = prop::collection::vec(port(), 0..3);
     let unreached = prop::option::weighted(0.3, 10_u8..34);
-    (services.collect::<Vec<_>>(), withheld, unreached, prop::collection::vec(packet(), 4..12))
-        .prop_map(|(services, withheld, unreached, packets)| Case {
+    let packets = prop::collection::vec(packet(), 4..12);
+    (services.collect::<Vec<_>>(), withheld, shared, unreached, packets).prop_map(
+        |(services, withheld, shared, unreached, packets)| Case {
             services: services.into_iter().flatten().collect(),
+            shared: shared.iter().map(Frontend::of).collect(),
             withheld: withheld.iter().map(Frontend::of).collect(),
             unreached: unreached
                 .map(|last| Ipv4Addr::new(172, 18, 0, last).into())
                 .into_iter()
                 .collect(),
             packets,
-        })
+        },
+    )
 }
 
 impl Packet {
@@ -252,7 +257,8 @@ fn the_trace_of_a_flow_is_what_the_kernel_does_with_its_first_packet() {
     let config = Config { cases: 120, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&case(), |case| {
         let mut world = world.borrow_mut();
-        let Case { services, withheld, unreached, packets } = case;
+        let Case { services, withheld, shared, unreached, packets } = case;
+        world.share(shared);
         world.replace(services, withheld, &unreached).unwrap();
         for packet in packets {
             // A port that no flow had before.

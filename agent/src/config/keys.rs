@@ -63,6 +63,7 @@ pub const KEYS: &[Key] = &[
     key("proxy.connections", Kind::Number, "Most TCP connections [default: by the file limit]"),
     key("proxy.udp_sessions", Kind::Number, "Most UDP sessions, port and worker [default: 16384]"),
     key("proxy.sk_lookup", Kind::Switch, "One listener for all TCP ports [default: if it can]"),
+    key("proxy.other_family", Kind::Switch, "IPv6 clients reach IPv4 tasks [default: true]"),
     key("proxy.drain_timeout", Kind::Text, "Connections go on after an upgrade [default: 1h]"),
     key("tunnel.port", Kind::Number, "UDP port of the tunnel [default: 7950]"),
     key("tunnel.device", Kind::Text, "Name of the tunnel device [default: weir0]"),

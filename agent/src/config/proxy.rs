@@ -24,6 +24,9 @@ pub struct ProxyConfig {
     pub udp_sessions: usize,
     /// Whether one listener serves all TCP ports, if the kernel lets it.
     pub sk_lookup: bool,
+    /// Whether clients of an address family that no task of a service has are served by the proxy, where
+    /// the kernel serves the other.
+    pub other_family: bool,
     /// How long connections may go on after an upgrade.
     pub drain_timeout: Duration,
 }
@@ -40,6 +43,7 @@ pub struct ProxySettings {
     pub connections: Option<usize>,
     pub udp_sessions: Option<usize>,
     pub sk_lookup: Option<bool>,
+    pub other_family: Option<bool>,
     pub drain_timeout: Option<Duration>,
 }
 
@@ -64,6 +68,7 @@ impl ProxySettings {
             connections: count("proxy.connections", MOST),
             udp_sessions: count("proxy.udp_sessions", MOST),
             sk_lookup: get("proxy.sk_lookup").and_then(switch),
+            other_family: get("proxy.other_family").and_then(switch),
             drain_timeout: time("proxy.drain_timeout", DAY),
         }
     }
@@ -79,6 +84,7 @@ impl ProxySettings {
             connections: self.connections,
             udp_sessions: self.udp_sessions.unwrap_or(16_384),
             sk_lookup: self.sk_lookup.unwrap_or(true),
+            other_family: self.other_family.unwrap_or(true),
             drain_timeout: self.drain_timeout.unwrap_or(60 * MINUTE),
         }
     }

@@ -16,17 +16,18 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tracing::{error, info};
-use weir_mesh::{MeshSnapshot, ServiceName};
+use weir_mesh::{MeshSnapshot, Service, ServiceName};
 
 use super::{
     Chosen, Kind, Plane, UserPlane,
-    split::{Handing, Split, needs},
+    split::{Handing, Split, needs, shares},
 };
 use crate::{
     config::Config,
     probes::{Finding, refusals},
     reconciler::{
         self, Ceded,
+        needs::ports_of,
         thread::{Handle, Started},
     },
     snapshots::View,
@@ -123,7 +124,7 @@ impl Splitter {
             before.snapshot.as_ref().is_some_and(same) && before.stale == view.stale
         });
         if fresh {
-            passed.asked = snapshot.services.values().any(|service| needs(service));
+            passed.asked = snapshot.services.values().any(|service| self.asks(service));
             passed.view = Some(view.clone());
         }
         // Reports come several times a second: where nobody asks they say nothing.
@@ -136,22 +137,24 @@ impl Splitter {
         // flows there end as they would have, and a change back finds everything in place.
         passed.known.retain(|name| snapshot.services.contains_key(name));
         let known = passed.known.len();
-        let needing = snapshot.services.values().filter(|service| needs(service));
+        let needing = snapshot.services.values().filter(|service| self.asks(service));
         passed.known.extend(needing.map(|service| service.name.clone()));
         let services = || passed.known.iter().filter_map(|name| snapshot.services.get(name));
         let (node, now) = (&self.settings.node, Instant::now());
         passed.handing.look(services(), node, &kernel, proxy.as_ref(), now);
         let handing = &passed.handing;
         passed.wake = handing.next(now);
-        let split = Split::new(services(), node, &kernel, proxy.as_ref(), handing, now);
-        let listened = proxy.map(|proxy| proxy.ports.as_ref().clone()).unwrap_or_default();
-        let by_kernel = Ceded { ports: split.by_kernel, listened };
+        let how = (handing, self.config.proxy.other_family);
+        let split = Split::new(services(), node, &kernel, proxy.as_ref(), how, now);
+        // Before it listens anywhere: it may do so sooner than the kernel plane looks.
+        let listened = services().flat_map(|service| ports_of(service, node)).collect();
+        let by_kernel = Ceded { ports: split.by_kernel, shared: split.shared, listened };
         if passed.by_kernel != by_kernel {
             passed.by_kernel = by_kernel.clone();
             self.main.cede(by_kernel);
         }
         if let Some(beside) = self.beside.get() {
-            let by_proxy = Ceded { ports: split.by_proxy, listened: BTreeSet::new() };
+            let by_proxy = Ceded { ports: split.by_proxy, ..Ceded::default() };
             if passed.by_proxy.as_ref() != Some(&by_proxy) {
                 passed.by_proxy = Some(by_proxy.clone());
                 beside.cede(by_proxy);
@@ -164,6 +167,11 @@ impl Splitter {
         !fresh || self.main.take(view.clone())
     }
 
+    /// Whether the proxy is to know a service.
+    fn asks(&self, service: &Service) -> bool {
+        needs(service) || self.config.proxy.other_family && shares(service)
+    }
+
     async fn start(&self) -> Option<&Handle> {
         let settings = reconciler::Settings {
             sees_containers: false,
@@ -171,10 +179,8 @@ impl Splitter {
             ..self.settings.clone()
         };
         let (config, heritage) = (self.config.clone(), self.heritage.clone());
-        let chosen = Chosen {
-            kind: Kind::Proxy,
-            reason: "services ask for what the kernel cannot do".to_owned(),
-        };
+        let chosen =
+            Chosen { kind: Kind::Proxy, reason: "for what the kernel cannot do".to_owned() };
         let open = move || UserPlane::beside(&config, chosen, &heritage).map(Plane::user);
         let opened = match reconciler::thread::spawn_with(open, settings) {
             Ok(Started { opening, handle, .. }) => {

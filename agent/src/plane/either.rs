@@ -64,6 +64,10 @@ impl Kernel for Plane {
         self.get().unserved()
     }
 
+    fn wishes_not_met(&self, snapshot: &MeshSnapshot) -> Vec<String> {
+        self.get().wishes_not_met(snapshot)
+    }
+
     fn limits(&self) -> Limits {
         self.get().limits()
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use weir_mesh::{NodeName, Service, install::Frontend};
+use weir_mesh::{NodeName, PublishMode, Service, Task, install::Frontend};
 
 use crate::reconciler::{ReconcileReport, needs::ports_of};
 
@@ -29,12 +29,23 @@ pub(super) struct Handing {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Split {
     pub(super) by_kernel: BTreeSet<Frontend>,
+    /// As far as clients are of a family that no task has.
+    pub(super) shared: BTreeSet<Frontend>,
     pub(super) by_proxy: BTreeSet<Frontend>,
 }
 
 /// Whether a service asks for what only the proxy can do.
 pub(super) fn needs(service: &Service) -> bool {
     service.proxied.is_needed()
+}
+
+/// Whether clients of one address family have no task to talk to in a service that the kernel serves
+/// otherwise. In a Swarm that is the rule: Docker gives tasks no IPv6 address unless asked to.
+pub(super) fn shares(service: &Service) -> bool {
+    let some = |has: fn(&Task) -> bool| service.tasks.iter().any(has);
+    let (v4, v6) = (some(|task| task.ipv4.is_some()), some(|task| task.ipv6.is_some()));
+    let ingress = service.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+    !needs(service) && ingress && v4 != v6
 }
 
 /// Whether the proxy listens at a port.
@@ -71,13 +82,14 @@ impl Handing {
 }
 
 impl Split {
-    /// Among the services that the proxy knows.
+    /// Among the services that the proxy knows. `both_families`: it serves those clients whose family no task
+    /// has.
     pub(super) fn new<'a>(
         services: impl Iterator<Item = &'a Arc<Service>>,
         node: &NodeName,
         kernel: &ReconcileReport,
         proxy: Option<&ReconcileReport>,
-        handing: &Handing,
+        (handing, both_families): (&Handing, bool),
         now: Instant,
     ) -> Self {
         let mut split = Self::default();
@@ -88,6 +100,14 @@ impl Split {
                 let left =
                     |port: &Frontend| !kernel.ports.contains(port) || handing.is_over(port, now);
                 split.by_kernel.extend(ports.filter(left));
+            } else if both_families && shares(service) {
+                // Nobody served these clients before: other nodes need not be waited for. The kernel takes
+                // the family that it serves before the proxy sees it.
+                let ingress = service.ports.iter().filter(|it| it.mode == PublishMode::Ingress);
+                let listened = ingress.map(Frontend::of).filter(|port| listens(proxy, port));
+                split.shared.extend(listened);
+                let host = service.ports.iter().filter(|it| it.mode == PublishMode::Host);
+                split.by_proxy.extend(host.map(Frontend::of));
             } else {
                 // The other way round nothing has to be waited for: the kernels of other nodes take what
                 // is forwarded at ports that they leave to their proxy as well.
@@ -140,7 +160,8 @@ mod tests {
             let (kernel, proxy) = (report(kernel), proxy.map(report));
             self.handing.look(services(), &node, &kernel, proxy.as_ref(), self.now);
             let handing = &self.handing;
-            let split = Split::new(services(), &node, &kernel, proxy.as_ref(), handing, self.now);
+            let split =
+                Split::new(services(), &node, &kernel, proxy.as_ref(), (handing, false), self.now);
             [split.by_kernel, split.by_proxy]
                 .map(|of| of.iter().map(|port| port.port.get()).collect())
         }
@@ -182,6 +203,31 @@ mod tests {
         assert!(watch.who(&[80], Some(&[80]))[0].is_empty());
         watch.now += GRACE;
         assert_eq!(watch.who(&[80], Some(&[80]))[0], [80]);
+    }
+
+    #[test]
+    fn clients_of_a_family_that_no_task_has_are_the_proxy_s_as_soon_as_it_listens() {
+        // A task with IPv4.
+        let mut snapshot = mesh(1, &[("web", 80)]);
+        let name = ServiceName::new("web");
+        let split = |web: &Arc<Service>, listened: Option<&[u16]>, both_families| {
+            let (kernel, proxy) = (report(&[80]), listened.map(report));
+            let (node, handing) = (NodeName::new("n1"), Handing::default());
+            let how = (&handing, both_families);
+            Split::new([web].into_iter(), &node, &kernel, proxy.as_ref(), how, Instant::now())
+        };
+        let web = &snapshot.services[&name];
+        assert!(shares(web));
+        let shared = Split { shared: [frontend(80)].into(), ..Split::default() };
+        let left = Split { by_proxy: [frontend(80)].into(), ..Split::default() };
+        assert_eq!(split(web, None, true), Split::default());
+        assert_eq!(split(web, Some(&[80]), true), shared);
+        assert_eq!(split(web, Some(&[80]), false), left);
+        let six = |task: &mut Task| task.ipv6 = Some([0xfd18, 0, 0, 0, 0, 0, 0, 2].into());
+        let web = snapshot.services.get_mut(&name).unwrap();
+        Arc::make_mut(web).tasks.iter_mut().for_each(six);
+        assert!(!shares(web));
+        assert_eq!(split(web, Some(&[80]), true), left);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use weir_loader::{
     Answers, Attachments, Counters, Dataplane, Error, FlowCensus, Options, SocketLookup, Stats,
 };
 use weir_mesh::{
-    Installed, Limits, MapOp, MeshSnapshot, PublishedPort,
+    Ident, Installed, Limits, MapOp, MeshSnapshot, PublishedPort,
     install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
@@ -160,6 +160,19 @@ impl Kernel for UserPlane {
 
     fn unserved(&self) -> BTreeMap<Frontend, String> {
         self.proxy.unserved().clone()
+    }
+
+    fn wishes_not_met(&self, snapshot: &MeshSnapshot) -> Vec<String> {
+        let opaque: BTreeSet<Ident> = self.proxy.opaque().collect();
+        let named =
+            snapshot.services.keys().filter(|name| opaque.contains(&Ident::of_service(name)));
+        let explain = |name| {
+            format!(
+                "{name}: transparent: this process may not talk from addresses of clients, and tasks \
+                 see this node; give it CAP_NET_ADMIN, or use proxy_protocol"
+            )
+        };
+        named.map(explain).collect()
     }
 
     fn limits(&self) -> Limits {

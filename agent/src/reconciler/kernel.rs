@@ -29,6 +29,10 @@ pub trait Kernel {
     fn unserved(&self) -> BTreeMap<Frontend, String> {
         BTreeMap::new()
     }
+    /// What services want and this plane cannot do on this host, each with the way out.
+    fn wishes_not_met(&self, _: &MeshSnapshot) -> Vec<String> {
+        Vec::new()
+    }
     /// Whether virtual addresses can be served at all.
     fn serves_vips(&self) -> bool {
         true

@@ -73,7 +73,9 @@ pub struct Settings {
 pub struct Ceded {
     /// Ports whose clients it serves.
     pub ports: BTreeSet<Frontend>,
-    /// Ports that it listens on.
+    /// Ports at which it serves those clients whose address family no task has.
+    pub shared: BTreeSet<Frontend>,
+    /// Ports that it may listen on.
     pub listened: BTreeSet<Frontend>,
 }
 
@@ -86,7 +88,7 @@ pub struct Reconciler<K> {
     epoch: Instant,
     view: Option<View>,
     local: LocalView,
-    /// Ports that another plane of this node listens on, which is no process in the way.
+    /// Ports that another plane of this node may listen on, which is no process in the way.
     listened: BTreeSet<Frontend>,
     census: FlowCensus,
     expired: u64,
@@ -123,8 +125,14 @@ impl<K: Kernel> Reconciler<K> {
             audit: now + intervals.audit,
             flows: now + intervals.flows,
         };
-        let (withheld, ceded, carried) = (BTreeSet::new(), BTreeSet::new(), Carried::default());
-        let local = LocalView { node, reach: BTreeMap::new(), withheld, ceded, carried };
+        let local = LocalView {
+            node,
+            reach: BTreeMap::new(),
+            withheld: BTreeSet::new(),
+            ceded: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            carried: Carried::default(),
+        };
         let mut reconciler = Self {
             kernel,
             settings,
@@ -169,8 +177,8 @@ impl<K: Kernel> Reconciler<K> {
     /// Ports whose clients another plane serves on this node, from now on. Always all of them.
     pub fn cede(&mut self, to: Ceded, now: Instant) {
         self.listened = to.listened;
-        if self.local.ceded != to.ports {
-            self.local.ceded = to.ports;
+        if self.local.ceded != to.ports || self.local.shared != to.shared {
+            (self.local.ceded, self.local.shared) = (to.ports, to.shared);
             self.due.plan = Some(now);
         }
     }
@@ -327,14 +335,12 @@ impl<K: Kernel> Reconciler<K> {
         }
         let installed = self.planner.installed();
         let mut wanted = wanted_ports(snapshot, &self.local.node);
-        let ours = |frontend: &Frontend| {
-            self.local.ceded.contains(frontend) || self.listened.contains(frontend)
-        };
-        wanted.retain(|frontend| !installed.serves(*frontend) && !ours(frontend));
+        let ceded = &self.local.ceded;
+        wanted.retain(|frontend| !installed.serves(*frontend) && !ceded.contains(frontend));
         if wanted.is_empty() {
             return BTreeMap::new();
         }
-        self.settings.listeners.holders(&wanted)
+        self.settings.listeners.holders(&wanted, &self.listened)
     }
 
     /// The kernel's maps against the mirror; a difference is repaired from what is really there.
@@ -532,7 +538,17 @@ impl<K: Kernel> Reconciler<K> {
     fn note_problems(&mut self, problems: &[Problem], snapshot: &MeshSnapshot) {
         let mut texts: Vec<_> = problems.iter().map(|problem| self.explain(problem)).collect();
         texts.extend(self.vips.problems());
-        texts.extend(self.report.unserved.values().cloned());
+        texts.extend(self.kernel.wishes_not_met(snapshot));
+        let unserved = &self.report.unserved;
+        texts.extend(unserved.values().cloned());
+        self.report.spare = match unserved.is_empty() {
+            true => BTreeSet::new(),
+            false => {
+                let services = snapshot.services.values().filter(|it| !it.proxied.is_needed());
+                let ports = services.flat_map(|service| service.ports.iter().map(Frontend::of));
+                ports.filter(|port| unserved.contains_key(port)).collect()
+            }
+        };
         let node = &self.local.node;
         if !snapshot.nodes.is_empty() && !snapshot.nodes.contains_key(node) {
             let remedy = match snapshot.here {

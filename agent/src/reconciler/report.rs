@@ -32,6 +32,8 @@ pub struct ReconcileReport {
     pub withheld: BTreeMap<Frontend, Holder>,
     /// Ports that the data plane holds and clients are not served at, and why.
     pub unserved: BTreeMap<Frontend, String>,
+    /// Those of them whose services do not ask for what only the proxy does.
+    pub spare: BTreeSet<Frontend>,
     /// What keeps the mesh from being served as it should be.
     pub problems: Vec<String>,
     /// What failed, if the last pass did.
@@ -157,11 +159,20 @@ impl ReconcileReport {
     /// Of two planes that serve one node together.
     pub fn beside(mut self, other: &Self) -> Self {
         self.generation = self.generation.min(other.generation);
+        // A port that this plane serves lacks clients of the other address family alone, if the other plane
+        // cannot have it: where dockerd holds a port over UDP that is nothing to be woken for.
+        let spare = |port: &Frontend| other.spare.contains(port) && self.ports.contains(port);
+        let unserved = other.unserved.iter().filter(|(port, _)| !spare(port));
+        let unserved: BTreeMap<_, _> = unserved.map(|(port, why)| (*port, why.clone())).collect();
+        let told = |problem: &&String| {
+            let listening = other.unserved.values().any(|why| why == *problem);
+            let still = !listening || unserved.values().any(|why| why == *problem);
+            still && !self.problems.contains(problem)
+        };
+        let more: Vec<_> = other.problems.iter().filter(told).cloned().collect();
+        self.unserved.extend(unserved);
         Arc::make_mut(&mut self.ports).extend(other.ports.iter().copied());
-        self.unserved.extend(other.unserved.clone());
         self.withheld.extend(other.withheld.clone());
-        let more = other.problems.iter().filter(|problem| !self.problems.contains(problem));
-        let more: Vec<_> = more.cloned().collect();
         self.problems.extend(more);
         self.failed = self.failed.or_else(|| other.failed.clone());
         self

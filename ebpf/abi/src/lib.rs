@@ -130,6 +130,8 @@ pub mod service_flag {
     pub const HOST_MODE: u8 = 1;
     /// A process of this host has the port: only what other nodes forward is served.
     pub const WITHHELD: u8 = 2;
+    /// Another plane of this host serves clients of an address family that no task has.
+    pub const SHARED: u8 = 4;
 }
 
 /// A service record. Immutable while a cell of `PORTS` points at it.

@@ -151,7 +151,8 @@ pub(crate) fn service_to_abi(record: &ServiceRecord, clock: Clock) -> abi::Servi
             Balance::LeastConnections => balance::LEAST,
         },
         flags: flag(record.host_mode, service_flag::HOST_MODE)
-            | flag(record.withheld, service_flag::WITHHELD),
+            | flag(record.withheld, service_flag::WITHHELD)
+            | flag(record.shared, service_flag::SHARED),
         timeouts: timeouts_to_abi(timeouts, clock),
         local4: region_to_abi(record.local4),
         local6: region_to_abi(record.local6),
@@ -176,6 +177,7 @@ pub(crate) fn service_from_abi(service: &abi::Service, clock: Clock) -> Option<S
         },
         host_mode: service.flags & service_flag::HOST_MODE != 0,
         withheld: service.flags & service_flag::WITHHELD != 0,
+        shared: service.flags & service_flag::SHARED != 0,
         target: TargetPort(target),
         list: (service.list != 0).then_some(ListId(service.list)),
         pick4: region_from_abi(service.pick4),
@@ -251,6 +253,7 @@ mod tests {
             balance: Balance::Maglev,
             host_mode: true,
             withheld: true,
+            shared: true,
             target: TargetPort::new(80).unwrap(),
             list: Some(ListId(9)),
             pick4: Region { offset: 5, len: 9 },

@@ -64,6 +64,14 @@ pub fn entrance(udp: bool, port: [u8; 2]) -> Option<Frontend> {
     frontend(udp, port).filter(|found| found.service.flags & service_flag::WITHHELD == 0)
 }
 
+/// Whether new clients of this family are left to whoever has the port on this host.
+#[inline(always)]
+pub fn is_left<F: Family>(service: &Service) -> bool {
+    let (v4, v6) = (service.pick4.len, service.pick6.len);
+    service.flags & service_flag::WITHHELD != 0
+        || service.flags & service_flag::SHARED != 0 && F::pick(service).len == 0 && v4 | v6 != 0
+}
+
 /// What a port means in the mesh, if it is published.
 #[inline(always)]
 pub fn frontend(udp: bool, port: [u8; 2]) -> Option<Frontend> {

@@ -14,7 +14,7 @@ use crate::{
 };
 use aya_ebpf::bindings::BPF_ANY;
 use weir_abi::{
-    Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow_flag, service_flag, via,
+    Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow_flag, via,
 };
 
 /// Decides about a packet on an uplink, which may be for a published port of this node.
@@ -37,7 +37,7 @@ pub fn enter<F: Answer>(
     origin: Origin,
     config: &Config,
 ) -> Fate<F::Addr> {
-    let withheld = origin.ifindex != 0 && frontend.service.flags & service_flag::WITHHELD != 0;
+    let withheld = origin.ifindex != 0 && flow::is_left::<F>(frontend.service);
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map; racing writers write the same or lose.
         let flow = unsafe { &mut *flow };

@@ -107,7 +107,11 @@ fn published(call: Call, asked: Endpoint, shape: Shape, act: Act, config: &Confi
         return Verdict::Become(peer);
     }
     let Some((choice, v4)) = choose(frontend.service, asked, shape, cookie, config) else {
-        return Verdict::Refuse;
+        let left = match asked.addr.unmapped() {
+            Some(_) => flow::is_left::<V4>(frontend.service),
+            None => flow::is_left::<V6>(frontend.service),
+        };
+        return if left { Verdict::Pass } else { Verdict::Refuse };
     };
     let peer = target(choice.backend, frontend.service.target, asked.port, v4, config);
     remember(cookie, asked, peer, choice.index, act);

@@ -44,6 +44,8 @@ pub struct Wishes {
     pub limits: FlowLimits,
     /// `weir.per-packet`.
     pub per_packet: Option<bool>,
+    /// `weir.transparent`.
+    pub transparent: Option<bool>,
     /// `weir.port-names`: names and target ports, separated by commas.
     pub port_names: Option<BTreeMap<String, TargetPort>>,
     /// `weir.health…` and `weir.eject…`.
@@ -71,6 +73,7 @@ const HEEDED: &[&str] = &[
     "weir.limit.per-task",
     "weir.limit.rate",
     "weir.per-packet",
+    "weir.transparent",
     "weir.port-names",
     "weir.return",
 ];
@@ -121,6 +124,7 @@ impl Wishes {
                 rate: self.limits.rate.or(other.limits.rate),
             },
             per_packet: self.per_packet.or(other.per_packet),
+            transparent: self.transparent.or(other.transparent),
             port_names: self.port_names.or(other.port_names),
             health: self.health.or(other.health),
         }
@@ -138,7 +142,8 @@ impl Wishes {
     pub fn proxied(&self) -> Proxied {
         let trusted = self.trusted.clone().unwrap_or_default();
         let per_packet = self.per_packet.unwrap_or_default();
-        Proxied { header: self.header, trusted, limits: self.limits, per_packet }
+        let transparent = self.transparent.unwrap_or_default();
+        Proxied { header: self.header, trusted, limits: self.limits, per_packet, transparent }
     }
 
     /// The timeouts with these wishes in place.
@@ -196,6 +201,7 @@ impl Wishes {
             "weir.limit.per-task" => self.limits.per_task = Some(limit(value)?),
             "weir.limit.rate" => self.limits.rate = Some(limit(value)?),
             "weir.per-packet" => self.per_packet = Some(switch(value)?),
+            "weir.transparent" => self.transparent = Some(switch(value)?),
             "weir.port-names" => self.port_names = Some(port_names(value)?),
             "weir.return" => symmetric(value)?,
             _ => {
@@ -351,6 +357,7 @@ mod tests {
             ("weir.proxy-protocol.accept", "10.0.0.0/8, fd00::1"),
             ("weir.limit.rate", "100"),
             ("weir.per-packet", "true"),
+            ("weir.transparent", "true"),
             ("weir.port-names", "HTTP=80, admin=9090"),
         ]);
         assert_eq!(notes, [] as [&str; 0]);
@@ -366,6 +373,7 @@ mod tests {
             trusted: Some(vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()]),
             limits: FlowLimits { rate: Some(100), ..FlowLimits::default() },
             per_packet: Some(true),
+            transparent: Some(true),
             port_names: Some(
                 [("http", 80), ("admin", 9090)]
                     .map(|(name, port)| (name.to_owned(), TargetPort::new(port).unwrap()))

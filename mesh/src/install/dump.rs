@@ -84,6 +84,9 @@ impl Display for ServiceRecord {
         if self.withheld {
             f.write_str(" withheld")?;
         }
+        if self.shared {
+            f.write_str(" shared")?;
+        }
         if let Some(list) = self.list {
             write!(f, " list={}", list.0)?;
         }

@@ -215,6 +215,7 @@ impl<'a> Run<'a> {
             balance: wanted.service.balance,
             host_mode,
             withheld: wanted.withheld.contains(&Frontend::of(port)),
+            shared: self.local.shared.contains(&Frontend::of(port)),
             target: port.target,
             list,
             pick4,

@@ -243,14 +243,16 @@ impl<'a> Run<'a> {
         touched.for_each(|(name, _)| self.add_service(name, todo));
     }
 
-    /// Services with a task whose way changed, or with a port that began or ceased to be withheld or ceded.
+    /// Services with a task whose way changed, or with a port that began or ceased to be withheld, ceded
+    /// or shared.
     fn add_local_changes(&mut self, todo: &mut Todo<'a>) {
         let old = self.planner.memory.local.take();
         if let Some(old) = old.filter(|old| old != self.local) {
             let addresses: BTreeSet<IpAddr> = differing(&old, self.local).collect();
             let withheld = old.withheld.symmetric_difference(&self.local.withheld);
             let ceded = old.ceded.symmetric_difference(&self.local.ceded);
-            let ports: BTreeSet<Frontend> = withheld.chain(ceded).copied().collect();
+            let shared = old.shared.symmetric_difference(&self.local.shared);
+            let ports: BTreeSet<Frontend> = withheld.chain(ceded).chain(shared).copied().collect();
             self.add_claimants(&ports, todo);
             let here = |service: &Service| {
                 let mut local = service.tasks.iter().filter(|task| task.node == self.local.node);

@@ -50,6 +50,7 @@ impl World {
                 reach: BTreeMap::new(),
                 withheld: BTreeSet::new(),
                 ceded: BTreeSet::new(),
+                shared: BTreeSet::new(),
                 carried: Carried { seen: now, backends: BTreeSet::new() },
             },
             now,

@@ -33,6 +33,7 @@ use crate::{
     port::Port,
     route::{Among, Route},
     shared::Shared,
+    source::Source,
     tcp::{self, Opened},
 };
 
@@ -49,7 +50,7 @@ pub(crate) async fn dial(
     envelope: Envelope,
 ) -> Result<TcpStream, Reason> {
     let target = SocketAddr::new(node, shared.settings.relay_port);
-    let mut stream = tcp::connect(shared, target, Some(shared.settings.address)).await?;
+    let mut stream = tcp::connect(shared, target, Source::Node(shared.settings.address)).await?;
     let wait = shared.settings.connect_timeout * THEIR_TRIES;
     let asked = async {
         stream.write_all(&envelope.encode()).await?;

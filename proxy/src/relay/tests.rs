@@ -77,6 +77,7 @@ fn apply(proxy: &mut Proxy, snapshot: &MeshSnapshot) {
         node: NodeName::new("here"),
         reach: BTreeMap::from([(HERE.into(), Via::Neighbour { ifindex: 0 })]),
         withheld: BTreeSet::new(),
+        shared: BTreeSet::new(),
         ceded: BTreeSet::new(),
         carried: Carried::default(),
     };

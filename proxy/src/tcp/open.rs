@@ -21,6 +21,7 @@ use crate::{
     relay,
     route::{Among, Route},
     shared::Shared,
+    source::Source,
 };
 
 /// How a flow entered the mesh.
@@ -75,7 +76,8 @@ pub(crate) async fn dial(
         return relay::dial(shared, node, relay::Envelope { entry, tag: record.tag, hopped }).await;
     }
     let target = target(&record, route, entry.client.ip()).ok_or(Reason::TaskRefused)?;
-    let mut stream = match connect(shared, target, None).await {
+    let source = Source::towards_task(shared, &route.service, entry.client.ip());
+    let mut stream = match connect(shared, target, source).await {
         Ok(stream) => {
             backend.accepted.fetch_add(1, Relaxed);
             stream
@@ -102,11 +104,11 @@ pub(crate) fn target(record: &BackendRecord, route: &Route, client: IpAddr) -> O
     Some(SocketAddr::new(ip?, route.record.target.get()))
 }
 
-/// Connects from `source`, or from wherever the kernel's routes say.
+/// Connects to a task or a node.
 pub(crate) async fn connect(
     shared: &Shared,
     target: SocketAddr,
-    source: Option<IpAddr>,
+    source: Source,
 ) -> Result<TcpStream, Reason> {
     let connecting = async { prepare(shared, target, source)?.connect(target).await };
     match timeout(shared.settings.connect_timeout, connecting).await {
@@ -122,13 +124,10 @@ pub(crate) async fn connect(
     }
 }
 
-fn prepare(shared: &Shared, target: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpSocket> {
+fn prepare(shared: &Shared, target: SocketAddr, source: Source) -> io::Result<TcpSocket> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     prepare_stream(&socket, &shared.settings)?;
-    if let Some(source) = source.filter(|source| source.is_ipv4() == target.is_ipv4()) {
-        crate::sys::choose_port_late(&socket)?;
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
+    source.bind(&socket, target)?;
     socket.set_nonblocking(true)?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use tokio::net::UdpSocket;
+use tokio::{io::Interest, net::UdpSocket};
 
 /// Buffers of a worker, each as large as what the kernel merges at most: with a smaller one the rest
 /// would be cut off.
@@ -41,16 +41,29 @@ impl Batch {
         Self { bytes: vec![0; BUFFERS * SIZE].into(), metas }
     }
 
-    /// How many buffers were filled.
+    /// How many buffers were filled, of a socket that is `ready`.
     pub(super) fn receive(
         &mut self,
         state: &UdpSocketState,
         socket: &UdpSocket,
+        ready: Interest,
     ) -> io::Result<usize> {
         let mut parts = self.bytes.chunks_mut(SIZE).map(IoSliceMut::new);
         let mut parts: [IoSliceMut<'_>; BUFFERS] =
             std::array::from_fn(|_| parts.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-        state.recv(socket.into(), &mut parts, &mut self.metas)
+        let mut filled = 0;
+        let received = socket.try_io(ready, || {
+            filled = state.recv(socket.into(), &mut parts, &mut self.metas)?;
+            match filled {
+                BUFFERS => Ok(()),
+                // The kernel had no more: to hear that again would be one system call more for each wakeup.
+                _ => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        });
+        match received {
+            Err(_) if filled > 0 => Ok(filled),
+            other => other.map(|()| filled),
+        }
     }
 
     /// What came in.

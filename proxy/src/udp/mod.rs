@@ -153,8 +153,7 @@ impl Gate {
     /// Takes one batch.
     fn receive(self: &Arc<Self>) -> io::Result<()> {
         batch::with(|batch| {
-            let receive = || batch.receive(&self.shared.batches, &self.socket);
-            let count = self.socket.try_io(Interest::READABLE, receive)?;
+            let count = batch.receive(&self.shared.batches, &self.socket, Interest::READABLE)?;
             for (meta, bytes) in batch.received(count) {
                 let asked = meta.dst_ip.unwrap_or(meta.addr.ip());
                 let key = Key { client: meta.addr, asked, speaks_for: None, task: None };

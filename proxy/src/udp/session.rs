@@ -35,6 +35,7 @@ use crate::{
     port::Port,
     relay::Envelope,
     shared::Shared,
+    source::Source,
     sys,
     tcp::{out_of_files, target},
 };
@@ -130,8 +131,11 @@ impl Session {
                 (peer.ok_or(Reason::TaskRefused)?, header)
             }
         };
-        let own = matches!(record.via, Via::Tunnel { .. }).then_some(shared.settings.address);
-        let socket = connect(peer, own).map_err(|error| match out_of_files(&error) {
+        let source = match record.via {
+            Via::Tunnel { .. } => Source::Node(shared.settings.address),
+            _ => Source::towards_task(shared, &route.service, entry.client.ip()),
+        };
+        let socket = connect(peer, source).map_err(|error| match out_of_files(&error) {
             true => Reason::NoDescriptors,
             // There is no way to it.
             false => Reason::TaskTimeout,
@@ -322,8 +326,7 @@ impl Session {
 
     fn receive(&self, gate: &Gate, key: Key, ready: Interest) -> io::Result<()> {
         batch::with(|batch| {
-            let receive = || batch.receive(&gate.shared.batches, &self.socket);
-            let count = self.socket.try_io(ready, receive)?;
+            let count = batch.receive(&gate.shared.batches, &self.socket, ready)?;
             for (meta, bytes) in batch.received(count) {
                 gate.answer(self, key, &Datagrams { bytes, size: meta.stride });
             }
@@ -369,13 +372,10 @@ impl Drop for Counted {
 }
 
 /// A socket that speaks with the peer alone, from the node's address if the peer is a node.
-fn connect(peer: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
+fn connect(peer: SocketAddr, source: Source) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(peer), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
-    if let Some(source) = source.filter(|source| source.is_ipv4() == peer.is_ipv4()) {
-        sys::choose_port_late(&socket)?;
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
+    source.bind(&socket, peer)?;
     socket.connect(&peer.into())?;
     if peer.is_ipv6() {
         sys::take_without_checksum(&socket)?;

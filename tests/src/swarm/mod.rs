@@ -23,6 +23,7 @@ use serde_json::Value;
 use crate::failure;
 use crate::host::Client;
 use crate::lab::Lab;
+use crate::plane::Plane;
 use crate::wait::eventually;
 
 pub use docker::{Docker, docker_program};
@@ -42,6 +43,7 @@ pub struct SwarmBuilder {
     images: Vec<Image>,
     host_names: BTreeMap<String, String>,
     ipv6: bool,
+    plane: Plane,
 }
 
 impl SwarmBuilder {
@@ -77,6 +79,11 @@ impl SwarmBuilder {
         Self { ipv6: true, ..self }
     }
 
+    /// The data plane of the weir that is deployed.
+    pub fn plane(self, plane: Plane) -> Self {
+        Self { plane, ..self }
+    }
+
     /// Starts everything, and waits until all nodes are ready.
     pub fn build(self) -> Result<Swarm> {
         ensure!((1..=self.nodes).contains(&self.managers), "between 1 manager and all nodes");
@@ -86,7 +93,8 @@ impl SwarmBuilder {
             .no_gateway()
             .default_route()
             .build()?;
-        let mut swarm = Swarm { nodes: Nodes(Vec::new()), lab, started: Instant::now() };
+        let (nodes, started) = (Nodes(Vec::new()), Instant::now());
+        let mut swarm = Swarm { nodes, lab, started, plane: self.plane };
         for host in swarm.lab.hosts() {
             let name = self.host_names.get(host.name()).map_or(host.name(), String::as_str);
             swarm.nodes.0.push(Node::boot(host, name)?);
@@ -109,13 +117,20 @@ pub struct Swarm {
     nodes: Nodes,
     lab: Lab,
     started: Instant,
+    plane: Plane,
 }
 
 impl Swarm {
+    /// The data plane of the weir that is deployed.
+    pub fn plane(&self) -> Plane {
+        self.plane
+    }
+
     /// One manager, two workers and a client, unless told otherwise.
     pub fn builder() -> SwarmBuilder {
         let (images, host_names) = (Vec::new(), BTreeMap::new());
-        SwarmBuilder { nodes: 3, managers: 1, clients: 1, images, host_names, ipv6: false }
+        let (ipv6, plane) = (false, Plane::default());
+        SwarmBuilder { nodes: 3, managers: 1, clients: 1, images, host_names, ipv6, plane }
     }
 
     /// The node of this name.

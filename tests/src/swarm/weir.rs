@@ -1,14 +1,24 @@
 //! weir on the nodes of a Swarm: deployed as a user deploys it, and asked for what it serves.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::plane::Plane;
 use crate::probe::{How, Probe};
 use crate::swarm::{Node, SETTLE, Swarm, SwarmBuilder, repository, task_images, weir_image};
 use crate::wait::eventually;
+
+/// What a user adds to the stack file for the userspace proxy.
+const PROXY: &str = r#"version: "3.8"
+services:
+  agent:
+    environment:
+      WEIR_DATAPLANE_MODE: proxy
+"#;
 
 impl SwarmBuilder {
     /// The images of the lab's tasks and of the `weir` under test.
@@ -22,7 +32,15 @@ impl Swarm {
     /// Deploys weir as a user does, with the stack file and nothing else, and waits until it is
     /// ready on every node.
     pub fn deploy_weir(&self) -> Result<()> {
-        self.deploy("weir", &[&repository("deploy/stack.yml")])?;
+        let stack = repository("deploy/stack.yml");
+        match self.plane() {
+            Plane::Ebpf => self.deploy("weir", &[&stack])?,
+            Plane::Proxy => {
+                let change = self.lab().hosts()[0].run_dir().join("proxy.yml");
+                fs::write(&change, PROXY)?;
+                self.deploy("weir", &[&stack, &change])?;
+            }
+        }
         self.nodes().iter().try_for_each(Node::wait_weir)
     }
 
@@ -64,7 +82,9 @@ impl Swarm {
         let mut answered = BTreeSet::new();
         for _ in 0..4 * wanted.len() + 4 {
             let seen = client.ask(probe);
-            seen.client_kept(client.addresses()[0])?;
+            if self.plane().keeps_client() {
+                seen.client_kept(client.addresses()[0])?;
+            }
             let task = seen.task.context("an answer without a name")?;
             answered.insert(task.split_once('@').map_or(task.as_str(), |(_, at)| at).to_owned());
         }

@@ -1,8 +1,11 @@
 //! Flows that meet others, outlive their tasks, or are given another one.
 
+use std::time::Duration;
+
 use weir_mesh::{
-    Balance,
+    Balance, Protocol, PublishedPort, Service,
     TaskState::{Active, Draining},
+    install::Frontend,
 };
 use weir_tests::packet_world::{
     Outcome::{self},
@@ -64,6 +67,42 @@ fn a_new_flow_for_a_draining_task_gets_a_second_chance() {
     );
     assert_eq!(world.drops("second_chance").unwrap(), 3);
     assert_eq!(world.drops("hop_limit").unwrap(), 1);
+}
+
+#[test]
+fn clients_of_a_family_that_no_task_has_are_left_to_another_plane_where_there_is_one() {
+    let mut world = World::new().unwrap();
+    let tasks = [("web.1", "n1", 3, Active), ("web.2", "n2", 3, Active)];
+    world.service("web", Balance::RoundRobin, WEB, &tasks).unwrap();
+    let only_v4 = |service: &mut Service| {
+        service.tasks.iter_mut().for_each(|task| task.ipv6 = None);
+    };
+    world.change("web", only_v4).unwrap();
+    let (v4, v6) =
+        ("tcp 10.77.0.101:42000 > 10.77.0.11:8080", "tcp [fd77::101]:42000 > [fd77::11]:8080");
+    let udp6 = "udp [fd77::101]:42001 > [fd77::11]:5353";
+    let run = |world: &World, packet: &str| world.run("nic_in", packet).unwrap();
+    let refused = |outcome: &Outcome| match outcome {
+        Outcome::Sent(packet) => packet.contains(" AR "),
+        _ => false,
+    };
+    assert!(refused(&run(&world, &format!("{v6} S"))), "nobody else is there");
+    let ports = [(Protocol::Tcp, 8080), (Protocol::Udp, 5353)];
+    world.share(
+        ports
+            .map(|(protocol, port)| Frontend { protocol, port: PublishedPort::new(port).unwrap() }),
+    );
+    world.wait(Duration::ZERO).unwrap();
+    assert_eq!(run(&world, &format!("{v6} S")), Outcome::Passed);
+    assert_eq!(run(&world, &format!("{v6} A seq 1 ack 1")), Outcome::Passed);
+    assert_eq!(run(&world, udp6), Outcome::Passed);
+    assert!(matches!(run(&world, &format!("{v4} S")), Outcome::Sent(_)), "tasks have IPv4");
+    // Without any task both are refused at once: nobody listens, and Docker's rules would take them.
+    world.change("web", |service| service.tasks.clear()).unwrap();
+    for packet in [v4, v6].map(|flow| format!("{flow} S").replace(":42000", ":42002")) {
+        let outcome = run(&world, &packet);
+        assert!(refused(&outcome), "{packet}: {outcome:?}");
+    }
 }
 
 #[test]

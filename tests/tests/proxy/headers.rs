@@ -1,10 +1,13 @@
 //! Client addresses: what tasks see, and PROXY headers to them and from clients.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use weir_tests::swarm::repository;
 use weir_tests::{Cases, Probe, Scene};
 
 use crate::{PORT, SECOND, connect, counted, read_all, scene};
@@ -43,6 +46,56 @@ fn tasks_see_the_node_in_place_of_the_client_unless_they_ask_for_a_header() {
         }
     }
     cases.end(&scene).unwrap();
+}
+
+/// What docs/proxy.md tells users to run on every node for a transparent service.
+fn rules_for_transparent_services() -> String {
+    let text = std::fs::read_to_string(repository("docs/proxy.md")).unwrap();
+    let begun = text.split("\nfor iptables in").nth(1).unwrap();
+    format!("set -e\nfor iptables in{}", begun.split("```").next().unwrap())
+}
+
+#[test]
+fn tasks_of_a_transparent_service_see_the_client_wherever_it_enters() {
+    let mut scene = scene();
+    scene.mesh.service("web").set("transparent", true);
+    let rules = rules_for_transparent_services();
+    for host in scene.lab.hosts() {
+        let done = host.run(|| Command::new("sh").args(["-c", &rules]).output()).unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+    scene.start().unwrap();
+    let client = scene.lab.client("c1");
+    let mut cases = Cases::default();
+    for target in scene.lab.hosts().iter().flat_map(|host| host.targets(PORT)) {
+        let own = client.addresses().iter().find(|own| own.is_ipv4() == target.is_ipv4()).unwrap();
+        // From both tasks, one of which is on the other node.
+        for probe in [Probe::tcp(target), Probe::udp(target)] {
+            let mut tasks = BTreeSet::new();
+            let seen = (0..8).try_for_each(|_| {
+                let seen = client.ask(&probe);
+                let from = seen.client.with_context(|| seen.to_string())?;
+                ensure!(from.ip() == *own, "{seen}");
+                tasks.extend(seen.task.clone());
+                seen.answered_from(target).map(drop)
+            });
+            let both = seen.and_then(|()| {
+                ensure!(tasks.len() == 2, "only {tasks:?}");
+                Ok(())
+            });
+            cases.note(probe, both);
+        }
+    }
+    cases.end(&scene).unwrap();
+    // Much in both directions, and one side that ends first.
+    let target = scene.lab.host("n1").targets(PORT)[0];
+    let mut talk = connect(&scene, target);
+    talk.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    talk.shutdown(Shutdown::Write).unwrap();
+    assert!(
+        read_all(talk).unwrap().starts_with(b"HTTP/1."),
+        "an answer after the client has ended"
+    );
 }
 
 /// The task echoes what it gets: first the header, then what the client said.

@@ -155,6 +155,21 @@ fn a_port_below_1024_without_the_capability_is_named_with_the_way_out() {
     assert!(status.contains(told), "{status}");
 }
 
+#[test]
+fn a_transparent_service_without_the_capability_is_served_and_that_is_said() {
+    let mut scene = Scene::on(Plane::Proxy, Lab::builder().hosts(1)).unwrap();
+    scene.service("web", PORT).set("transparent", true);
+    scene.task("web", "n1", "web.1").unwrap();
+    scene.write().unwrap();
+    let capabilities = "-net_admin,-net_raw";
+    let inherited = format!("--inh-caps={capabilities}");
+    let bounding = format!("--bounding-set={capabilities}");
+    let wrapper = command("setpriv", &[&inherited, &bounding]);
+    let status = status_of_one_started_by(wrapper, &scene, "mode = \"proxy\"");
+    let told = "web: transparent: this process may not talk from addresses of clients";
+    assert!(status.contains(told), "{status}");
+}
+
 /// What the agent of n1 says of itself once it serves 8080, begun by `wrapper`, a program and arguments
 /// that end in running another.
 fn status_of_one_started_by(mut wrapper: Command, scene: &Scene, dataplane: &str) -> String {

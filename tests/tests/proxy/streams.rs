@@ -5,36 +5,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 
 use anyhow::ensure;
-use weir_tests::{Cases, Families, How, Lab, Plane, Probe, Scene, eventually};
+use weir_tests::{Lab, Plane, Probe, Scene, eventually};
 
 use crate::{PORT, SECOND, connect, counted, metric, read_all, scene};
-
-#[test]
-fn a_client_reaches_a_task_that_has_only_the_other_address_family() {
-    let mut scene = Scene::on(Plane::Proxy, Lab::builder()).unwrap();
-    for (name, port, families) in [("four", 8081, Families::V4), ("six", 8082, Families::V6)] {
-        scene.service(name, port);
-        let mut task = scene.lab.task_of("n2", &format!("{name}.1"), families).unwrap();
-        task.serve_http(80).unwrap();
-        task.serve_echo(53).unwrap();
-        scene.mesh.service(name).task(&task);
-        scene.tasks.insert(name.to_owned(), task);
-    }
-    scene.start().unwrap();
-    let client = scene.lab.client("c1");
-    let mut cases = Cases::default();
-    for (port, task) in [(8081, "four.1"), (8082, "six.1")] {
-        for target in scene.lab.hosts().iter().flat_map(|host| host.targets(port)) {
-            for probe in [How::Tcp, How::Udp, How::UdpConnected].map(|how| Probe::new(how, target))
-            {
-                let seen = client.ask(&probe);
-                let result = seen.by(task).and_then(|seen| seen.answered_from(target));
-                cases.note(probe, result);
-            }
-        }
-    }
-    cases.end(&scene).unwrap();
-}
 
 #[test]
 fn datagrams_of_any_size_arrive_whole_and_in_fragments() {

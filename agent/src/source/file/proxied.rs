@@ -1,12 +1,12 @@
-//! `proxy_protocol`, `accept_proxy_protocol`, `limits` and `per_packet` of a service.
+//! `proxy_protocol`, `accept_proxy_protocol`, `limits`, `per_packet` and `transparent` of a service.
 
 use weir_mesh::proxied::{FlowLimits, HeaderVersion, Prefix, PrefixError, Proxied};
 
 use crate::document::{Table, Value};
 
 /// The keys of a service that are read here.
-pub(super) const KEYS: [&str; 4] =
-    ["proxy_protocol", "accept_proxy_protocol", "limits", "per_packet"];
+pub(super) const KEYS: [&str; 5] =
+    ["proxy_protocol", "accept_proxy_protocol", "limits", "per_packet", "transparent"];
 const NETWORKS: &str = "accept_proxy_protocol = [\"10.0.0.0/8\"]";
 const MOST: u64 = 1 << 24;
 
@@ -14,12 +14,14 @@ const MOST: u64 = 1 << 24;
 pub(super) fn proxied(table: Table<'_, '_>, service: &str) -> Proxied {
     let versions = [("v1", HeaderVersion::V1), ("v2", HeaderVersion::V2)];
     let per_packet = table.get("per_packet").and_then(|value| value.switch("per_packet = true"));
+    let transparent = table.get("transparent").and_then(|value| value.switch("transparent = true"));
     let trusted = table.get("accept_proxy_protocol").and_then(|value| value.list(NETWORKS));
     Proxied {
         header: table.get("proxy_protocol").and_then(|value| value.choice(&versions)),
         trusted: trusted.into_iter().flatten().filter_map(prefix).collect(),
         limits: table.get("limits").and_then(|value| limits(value, service)).unwrap_or_default(),
         per_packet: per_packet.unwrap_or_default(),
+        transparent: transparent.unwrap_or_default(),
     }
 }
 
