@@ -74,7 +74,7 @@ impl Door {
         };
         let first = sockets.first().ok_or("there are no workers")?;
         dispatch.begin(first.as_fd(), before)?;
-        let word = watch::Sender::default();
+        let word = watch::Sender::<Word>::default();
         for (worker, socket) in workers.iter().cycle().zip(sockets) {
             let ours = shared.clone();
             let enter = move |stream, from| match port_of(&stream, &ours) {
@@ -86,7 +86,17 @@ impl Door {
                     tcp::reset(&stream);
                 }
             };
-            worker.spawn(tcp::accept(socket, Place::Door, shared.clone(), word.subscribe(), enter));
+            let (shared, word) = (shared.clone(), word.subscribe());
+            worker.spawn(async move {
+                let mut other_word = word.clone();
+                // Clients of the process before wait in the socket until their ports are known.
+                tokio::select! {
+                    biased;
+                    _ = shared.settled.wait() => {}
+                    _ = other_word.wait_for(|word| !word.is_go()) => {}
+                }
+                tcp::accept(socket, Place::Door, shared, word, enter).await;
+            });
         }
         Ok(Self { dispatch, word })
     }
