@@ -86,7 +86,8 @@ pub enum PrefixError {
 impl Proxied {
     /// Whether there is anything to do that the kernel plane cannot do.
     pub fn is_needed(&self) -> bool {
-        !Self { transparent: false, ..self.clone() }.is_default()
+        let Self { header, trusted, limits, per_packet, transparent: _ } = self;
+        header.is_some() || !trusted.is_empty() || *limits != FlowLimits::default() || *per_packet
     }
 
     /// Whether nothing is asked for.

@@ -5,7 +5,7 @@
 //! packets, which it does before any socket sees them, before the proxy closes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tracing::{error, info};
-use weir_mesh::{MeshSnapshot, Service, ServiceName};
+use weir_mesh::{MeshSnapshot, Service, ServiceName, install::Frontend};
 
 use super::{
     Chosen, Kind, Plane, UserPlane,
@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     probes::{Finding, refusals},
     reconciler::{
-        self, Ceded,
+        self, Ceded, ReconcileReport,
         needs::ports_of,
         thread::{Handle, Started},
     },
@@ -56,6 +56,12 @@ pub struct Splitter {
     pub heritage: Heritage,
 }
 
+/// What of the reports of both planes settles who serves what.
+struct Settled {
+    kernel: Arc<BTreeSet<Frontend>>,
+    proxy: Option<(Arc<BTreeSet<Frontend>>, BTreeMap<Frontend, String>)>,
+}
+
 /// What was handed on last.
 #[derive(Default)]
 struct Passed {
@@ -70,6 +76,8 @@ struct Passed {
     wake: Option<Instant>,
     by_kernel: Ceded,
     by_proxy: Option<Ceded>,
+    /// By which reports that was settled.
+    settled_by: Option<Settled>,
     /// Whether the proxy has been told of any.
     begun: bool,
 }
@@ -133,6 +141,14 @@ impl Splitter {
         }
         let kernel = self.main.report().borrow().clone();
         let proxy = self.beside.get().map(|beside| beside.report().borrow().clone());
+        // Going through thousands of services at every report would be most of what an idle agent does.
+        let settled_by = Settled::of(&kernel, proxy.as_ref());
+        let is_due = passed.wake.is_some_and(|wake| wake <= Instant::now());
+        let known = passed.settled_by.as_ref().is_some_and(|before| before.is(&settled_by));
+        if known && !fresh && !is_due {
+            return true;
+        }
+        passed.settled_by = Some(settled_by);
         // A service that needed the proxy once stays with it: there its ports are ceded, so that its
         // flows there end as they would have, and a change back finds everything in place.
         passed.known.retain(|name| snapshot.services.contains_key(name));
@@ -200,6 +216,24 @@ impl Splitter {
                 None
             }
         }
+    }
+}
+
+impl Settled {
+    fn of(kernel: &ReconcileReport, proxy: Option<&ReconcileReport>) -> Self {
+        let proxy = proxy.map(|report| (report.ports.clone(), report.unserved.clone()));
+        Self { kernel: kernel.ports.clone(), proxy }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        let proxy = match (&self.proxy, &other.proxy) {
+            (Some((ports, unserved)), Some((others, other_unserved))) => {
+                Arc::ptr_eq(ports, others) && unserved == other_unserved
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        proxy && Arc::ptr_eq(&self.kernel, &other.kernel)
     }
 }
 
