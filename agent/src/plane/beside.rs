@@ -59,7 +59,9 @@ pub struct Splitter {
 /// What of the reports of both planes settles who serves what.
 struct Settled {
     kernel: Arc<BTreeSet<Frontend>>,
-    proxy: Option<(Arc<BTreeSet<Frontend>>, BTreeMap<Frontend, String>)>,
+    /// None before there is a proxy.
+    proxy: Option<Arc<BTreeSet<Frontend>>>,
+    unserved: BTreeMap<Frontend, String>,
 }
 
 /// What was handed on last.
@@ -221,19 +223,20 @@ impl Splitter {
 
 impl Settled {
     fn of(kernel: &ReconcileReport, proxy: Option<&ReconcileReport>) -> Self {
-        let proxy = proxy.map(|report| (report.ports.clone(), report.unserved.clone()));
-        Self { kernel: kernel.ports.clone(), proxy }
+        Self {
+            kernel: kernel.ports.clone(),
+            proxy: proxy.map(|report| report.ports.clone()),
+            unserved: proxy.map(|report| report.unserved.clone()).unwrap_or_default(),
+        }
     }
 
     fn is(&self, other: &Self) -> bool {
         let proxy = match (&self.proxy, &other.proxy) {
-            (Some((ports, unserved)), Some((others, other_unserved))) => {
-                Arc::ptr_eq(ports, others) && unserved == other_unserved
-            }
+            (Some(ports), Some(others)) => Arc::ptr_eq(ports, others),
             (None, None) => true,
             _ => false,
         };
-        proxy && Arc::ptr_eq(&self.kernel, &other.kernel)
+        proxy && Arc::ptr_eq(&self.kernel, &other.kernel) && self.unserved == other.unserved
     }
 }
 

@@ -13,9 +13,7 @@ use crate::{
     skb::{Skb, now},
 };
 use aya_ebpf::bindings::BPF_ANY;
-use weir_abi::{
-    Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow_flag, via,
-};
+use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow_flag, via};
 
 /// Decides about a packet on an uplink, which may be for a published port of this node.
 #[inline(always)]
