@@ -112,7 +112,7 @@ pub struct Usage {
 
 impl Proxy {
     /// Starts workers, and listens for other nodes. With a `dispatch` one listener serves all TCP ports, if
-    /// the kernel lets it; see [`Self::door`].
+    /// the kernel lets it.
     ///
     /// # Errors
     /// When a thread cannot be started, or the relay port is taken.
