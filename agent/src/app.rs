@@ -33,7 +33,7 @@ use crate::{
         prober, refusals,
     },
     reconciler::{
-        self, Intercept,
+        self, Intercept, ReconcileReport,
         thread::{Handle, Started},
     },
     snapshots::{self, SnapshotWriter},
@@ -77,12 +77,20 @@ pub async fn run(
     let config = Arc::new(config);
     let doors = Doors::open(&config).await?;
 
+    // The data plane opens while the sources begin to speak.
+    let metrics = Arc::new(Metrics::new());
+    let settings = reconciler_settings(&config, &metrics);
+    let Started { opening, handle: reconciler, thread } =
+        reconciler::thread::spawn(config.clone(), obstacles, heritage.clone(), settings)
+            .context("cannot start the reconciler's thread")?;
+
     // Sources -> snapshots.
     let (chamber, Wires { held, findings, targets, health }) =
         judge::wired(config.node.name.clone());
     let (reload_source, reload_requests) = mpsc::channel(1);
-    let Sources { state: source_state, link, docker } =
-        follow_source(&config, reload_requests, health.clone());
+    let told =
+        Told { reload: reload_requests, health: health.clone(), reconciled: reconciler.report() };
+    let Sources { state: source_state, link, docker } = follow_source(&config, told);
     let state = state_file(&config);
     let (writer, view) = SnapshotWriter::new(restore(&state));
     let wires = hosts::Wires {
@@ -97,11 +105,6 @@ pub async fn run(
     tokio::spawn(writer.run(source_state.clone(), config.reconcile.start_wait, chamber));
 
     // Snapshots -> the data plane.
-    let metrics = Arc::new(Metrics::new());
-    let settings = reconciler_settings(&config, &metrics);
-    let Started { opening, handle: reconciler, thread } =
-        reconciler::thread::spawn(config.clone(), obstacles, heritage.clone(), settings)
-            .context("cannot start the reconciler's thread")?;
     let beside = Beside::default();
     let splitter = Splitter {
         config: config.clone(),
@@ -260,11 +263,15 @@ struct Sources {
     docker: Option<watch::Receiver<DockerState>>,
 }
 
-fn follow_source(
-    config: &Config,
+/// What sources are told.
+struct Told {
     reload: mpsc::Receiver<()>,
     health: watch::Receiver<LocalHealth>,
-) -> Sources {
+    reconciled: watch::Receiver<ReconcileReport>,
+}
+
+fn follow_source(config: &Config, told: Told) -> Sources {
+    let Told { reload, health, reconciled } = told;
     match &config.source {
         SourceConfig::File(file) => {
             let (source, state) = FileSource::new(file, config.timeouts);
@@ -272,7 +279,7 @@ fn follow_source(
             Sources { state, link: LateLink::default(), docker: None }
         }
         SourceConfig::Docker(docker) => {
-            let Followed { state, link, words } = swarm::follow(config, docker, health);
+            let Followed { state, link, words } = swarm::follow(config, docker, health, reconciled);
             Sources { state, link, docker: Some(words) }
         }
     }

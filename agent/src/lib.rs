@@ -13,6 +13,7 @@ pub mod document;
 pub mod drain;
 pub mod farewell;
 pub mod health;
+pub mod hold_back;
 pub mod host;
 pub mod hosts;
 pub mod http;

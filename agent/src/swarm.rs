@@ -16,10 +16,11 @@ use weir_mesh::cluster::Report;
 
 use crate::{
     config::{Config, DockerSourceConfig, LinkConfig},
+    hold_back::HoldBack,
     last_words::LastWords,
     link::{self, ClusterView, From, Inputs, Link, identity::Files},
     probes::LocalHealth,
-    reconciler::thread::Handle,
+    reconciler::{ReconcileReport, thread::Handle},
     source::{
         SourceState,
         docker::{DockerSource, DockerState, Engine, PeerWords, Voices},
@@ -43,11 +44,13 @@ pub struct Followed {
     pub words: watch::Receiver<DockerState>,
 }
 
-/// Follows dockerd and the other agents; the desired state is what all of them say together.
+/// Follows dockerd and the other agents; the desired state is what all of them say together. `health` is how
+/// this node's tasks are, `reconciled` what its data plane holds.
 pub fn follow(
     config: &Config,
     docker: &DockerSourceConfig,
     health: watch::Receiver<LocalHealth>,
+    reconciled: watch::Receiver<ReconcileReport>,
 ) -> Followed {
     let (source, words) = DockerSource::new(docker, config.node.address);
     tokio::spawn(source.run());
@@ -56,7 +59,7 @@ pub fn follow(
     let (voices, state) = Voices::new(words.clone(), heard, config.timeouts);
     tokio::spawn(voices.run());
     let late = LateLink::default();
-    let own = Own { words: words.clone(), health };
+    let own = Own { words: words.clone(), health, reconciled, hold_back: HoldBack::default() };
     let kept = LastWords::beside(&config.state);
     tokio::spawn(link_up(config.link.clone(), own, peers, (kept, late.clone())));
     Followed { state, link: late, words }
@@ -131,19 +134,39 @@ async fn link_up(
 struct Own {
     words: watch::Receiver<DockerState>,
     health: watch::Receiver<LocalHealth>,
+    reconciled: watch::Receiver<ReconcileReport>,
+    hold_back: HoldBack,
 }
 
 impl Own {
     /// Waits for news; false when there will be none.
     async fn changed(&mut self) -> bool {
+        let waits_until = self.hold_back.waits_until();
+        let programmed = async {
+            match waits_until {
+                // Reports come several times a second; and a reconciler that has ended is noticed elsewhere.
+                Some(until) => {
+                    drop(time::timeout_at(until.into(), self.reconciled.changed()).await)
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             changed = self.words.changed() => changed.is_ok(),
             changed = self.health.changed() => changed.is_ok(),
+            () = programmed => true,
         }
     }
 
-    /// What others are told of this node's tasks: what dockerd says, and what was found out besides.
+    /// What others are told of this node's tasks: as far as its data plane knows them, too.
     fn report(&mut self, state: &DockerState) -> Option<Arc<Report>> {
+        let report = self.known(state)?;
+        let held = self.reconciled.borrow_and_update().held.clone();
+        Some(self.hold_back.pass(report, held.as_deref(), Instant::now()))
+    }
+
+    /// What dockerd says, and what was found out besides.
+    fn known(&mut self, state: &DockerState) -> Option<Arc<Report>> {
         let report = state.report.clone()?;
         let health = self.health.borrow_and_update();
         let bad = health.values().filter_map(|task| {

@@ -423,8 +423,9 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// All of the plan is in the kernel.
-    fn settle(&mut self, snapshot: &MeshSnapshot, operations: usize, started: Instant) {
+    fn settle(&mut self, snapshot: &Arc<MeshSnapshot>, operations: usize, started: Instant) {
         let previous = self.report.generation.replace(snapshot.generation);
+        self.report.held = Some(snapshot.clone());
         if operations > 0 {
             self.report.operations = operations;
             self.report.duration = started.elapsed();

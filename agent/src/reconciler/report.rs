@@ -8,7 +8,7 @@ use std::{
 
 use weir_loader::{Answers, Attachments, Counters, FlowCensus, Stats};
 use weir_mesh::{
-    Generation, Ident,
+    Generation, Ident, MeshSnapshot,
     install::{BackendGeneration, BackendIndex, BackendState, Frontend, Installed, Via},
     vip::VipKey,
 };
@@ -22,6 +22,8 @@ pub struct ReconcileReport {
     pub plane: Option<Chosen>,
     /// The newest snapshot that is in the kernel, whole.
     pub generation: Option<Generation>,
+    /// That snapshot.
+    pub held: Option<Arc<MeshSnapshot>>,
     /// The newest snapshot that was asked for.
     pub wanted: Option<Generation>,
     /// Whether that snapshot is from disk.

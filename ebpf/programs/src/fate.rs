@@ -127,9 +127,13 @@ impl<A: Copy> Fate<A> {
         Self { act: Act::Drop, reason, new: packet.key, way: Way::plain(To::Stack) }
     }
 
-    /// The client of a flow that entered by `origin` is told why it is not served.
+    /// The client of a flow that entered by `origin` is told why it is not served; but an ICMP error has no
+    /// way through the tunnel, which carries TCP and UDP.
     #[inline(always)]
     pub fn answer(packet: &Packet<A>, reason: DropReason, origin: Origin) -> Self {
+        if packet.is_udp() && origin.from != 0 {
+            return Self::drop(packet, reason);
+        }
         let way = match Way::client(origin.from, origin.ifindex) {
             Way { to: To::Interface, .. } => Way::plain(To::Reflect),
             way => way,

@@ -249,7 +249,9 @@ fn second_chance<F: Answer>(
     let local = F::local(service);
     let here = local.len != 0;
     if !here && origin.hopped {
-        return Fate::answer(packet, DropReason::HopLimit, sender);
+        // Three nodes know of different moments, which soon passes: a client that is not refused asks
+        // again, and is served.
+        return Fate::drop(packet, DropReason::HopLimit);
     }
     let region = if here { local } else { F::pick(service) };
     let other = |backend: &Backend| here || backend.via == via::TUNNEL;

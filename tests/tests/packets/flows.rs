@@ -8,7 +8,7 @@ use weir_mesh::{
     install::Frontend,
 };
 use weir_tests::packet_world::{
-    Outcome::{self},
+    Outcome::{self, Dropped},
     World,
 };
 
@@ -62,11 +62,21 @@ fn a_new_flow_for_a_draining_task_gets_a_second_chance() {
                 "tcp 10.77.0.101:40003 > 10.77.0.12:8080 S seq 4"
             )
             .unwrap(),
-        sent("tcp 10.77.0.12:8080 > 10.77.0.101:40003 AR ack 5 ttl 64"),
-        "but only once: then the client is told"
+        Dropped,
+        "but only once: then the client is to ask again, when the nodes agree"
     );
     assert_eq!(world.drops("second_chance").unwrap(), 3);
     assert_eq!(world.drops("hop_limit").unwrap(), 1);
+    let nowhere = [("web.2", "n1", 4, Draining)];
+    world.service("web", Balance::RoundRobin, WEB, &nowhere).unwrap();
+    assert_eq!(
+        world.tunnel(n2, tag, "tcp 10.77.0.101:40004 > 10.77.0.12:8080 S seq 4").unwrap(),
+        sent("tcp 10.77.0.12:8080 > 10.77.0.101:40004 AR ack 5 ttl 64"),
+        "where nobody is left the client is told, through the node that it came by"
+    );
+    let datagram = "udp 10.77.0.101:40004 > 10.77.0.12:5353 data 9";
+    assert_eq!(world.tunnel(n2, tag, datagram).unwrap(), Dropped, "of TCP");
+    assert_eq!(world.drops("no_backend").unwrap(), 2, "{:?}", world.drops("backend_gone"));
 }
 
 #[test]
