@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
@@ -12,9 +12,11 @@ use tracing::warn;
 use weir_mesh::{Protocol, PublishedPort, install::Frontend};
 
 use crate::{
+    address::plain,
     counters::Reason,
     handover::{Place, Word},
     listen,
+    port::Port,
     shared::Shared,
     tcp,
     worker::Worker,
@@ -78,8 +80,8 @@ impl Door {
         for (worker, socket) in workers.iter().cycle().zip(sockets) {
             let ours = shared.clone();
             let enter = move |stream, from| match port_of(&stream, &ours) {
-                Some(port) => {
-                    tokio::spawn(tcp::serve(stream, from, port, ours.clone()));
+                Some((port, asked)) => {
+                    tokio::spawn(tcp::serve(stream, (from, asked), port, ours.clone()));
                 }
                 None => {
                     ours.tally.count(Reason::NotPublished);
@@ -112,8 +114,9 @@ impl Door {
     }
 }
 
-/// The published port that a client connected to.
-fn port_of(stream: &TcpStream, shared: &Shared) -> Option<Arc<crate::port::Port>> {
-    let port = PublishedPort::new(stream.local_addr().ok()?.port())?;
-    shared.directory.port(Frontend { protocol: Protocol::Tcp, port })
+/// The published port that a client connected to, and at which address.
+fn port_of(stream: &TcpStream, shared: &Shared) -> Option<(Arc<Port>, SocketAddr)> {
+    let asked = plain(stream.local_addr().ok()?);
+    let frontend = Frontend { protocol: Protocol::Tcp, port: PublishedPort::new(asked.port())? };
+    Some((shared.directory.port(frontend)?, asked))
 }

@@ -66,13 +66,18 @@ pub(crate) fn udp_at(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSoc
     group(count, new, |_| address)?.into_iter().map(datagrams).collect()
 }
 
-/// What TCP sockets have in common, towards clients and towards tasks.
-pub(crate) fn prepare_stream(socket: &Socket, settings: &Settings) -> io::Result<()> {
+/// What TCP listeners have in common, and what they accept inherits.
+fn prepare_stream(socket: &Socket, settings: &Settings) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    watch_peer(socket, settings)
+}
+
+/// Notices a peer that goes without a word.
+pub(crate) fn watch_peer(socket: &Socket, settings: &Settings) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(settings.keepalive)
         .with_interval(KEEPALIVE_INTERVAL.min(settings.keepalive))
         .with_retries(KEEPALIVE_RETRIES);
-    socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(settings.user_timeout))
 }

@@ -20,6 +20,7 @@ use weir_mesh::{
 };
 
 use crate::{
+    address::plain,
     backend::Backend,
     counters::{Counted, Reason},
     door::{Dispatch, Door},
@@ -360,6 +361,9 @@ impl Proxy {
                 shared.clone(),
                 stop.subscribe(),
                 move |stream, from| {
+                    // A client that has gone meanwhile has none.
+                    let Ok(asked) = stream.local_addr() else { return };
+                    let from = (from, plain(asked));
                     tokio::spawn(tcp::serve(stream, from, port.clone(), shared.clone()));
                 },
             ));

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use weir_tests::traffic::{HttpLoad, UdpLoad};
 
-use super::{PEERS, Peer, Results, stage::Stage};
+use super::{PEERS, Peer, Results, bursts, stage::Stage};
 use crate::{
     machine,
     peers::{
@@ -42,6 +42,7 @@ impl Stage {
             }
             for peer in peers.into_iter().filter(|peer| peer.carries_udp()) {
                 self.udp(peer, seconds, &mut results)?;
+                self.bursts(peer, seconds, &mut results)?;
             }
             eprintln!("round {} of {rounds}, load {}", round + 1, machine::load_average());
         }
@@ -120,6 +121,24 @@ impl Stage {
             .entry(("proxy CPU us/UDP packet", peer))
             .or_default()
             .push(used / 2.0 / report.ok as f64);
+        Ok(())
+    }
+
+    fn bursts(&self, peer: Peer, seconds: u64, results: &mut Results) -> Result<()> {
+        let (client, target) = (self.lab.client("c1"), self.target(peer, Wire::Echo));
+        let used = self.used(peer)?;
+        let time = Duration::from_secs(seconds);
+        let counted = on_the_last_cpu(|| bursts::run(client, target, time))?;
+        let used = self.used(peer)? - used;
+        // Queues are full now and then: that is how datagrams are.
+        ensure!(
+            counted.back > 0 && counted.lost * 20 <= counted.back,
+            "{}: {counted:?}",
+            peer.name()
+        );
+        let packets = 2.0 * counted.back as f64;
+        results.entry(("UDP packets/s, bursts", peer)).or_default().push(packets / seconds as f64);
+        results.entry(("proxy CPU us/UDP packet, bursts", peer)).or_default().push(used / packets);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The userspace proxy beside HAProxy, nginx stream and a plain tokio copy, in one lab and one run. What
 //! counts is the processor time of the proxy itself: it says something on a busy machine, too.
 
+pub mod bursts;
 pub mod copy;
 pub mod measure;
 pub mod stage;

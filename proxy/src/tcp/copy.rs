@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::pipe::Pipe;
-use crate::backend::Backend;
+use crate::{backend::Backend, listen::watch_peer, settings::Settings};
 
 /// The buffer that is used in turn.
 const BUFFER: usize = 32 << 10;
@@ -83,8 +83,10 @@ impl Pair {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let up = self.up.poll(cx, &mut self.client, &mut self.task)?;
-        let down = self.down.poll(cx, &mut self.task, &mut self.client)?;
+        let last = self.down.closed;
+        let up = self.up.poll(cx, (&mut self.client, &mut self.task), last)?;
+        let last = self.up.closed;
+        let down = self.down.poll(cx, (&mut self.task, &mut self.client), last)?;
         if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
@@ -94,18 +96,22 @@ impl Pair {
     }
 }
 
+/// A connection that lives for so long is watched for a task that goes without a word. That takes five
+/// system calls, and most connections are over by then.
+const WATCHED_AFTER: Duration = Duration::from_secs(1);
+
 /// Copies until the end; tells `moved` how many bytes went up and down.
 pub(crate) async fn run(
     pair: &mut Pair,
     backend: &Backend,
-    idle: Duration,
+    (idle, settings): (Duration, &Settings),
     moved: impl Fn(u64, u64),
 ) -> End {
     let ends = backend.ends();
     let mut ended = pin!(backend.ended());
-    let mut timer = pin!(sleep(idle));
+    let mut timer = pin!(sleep(idle.min(WATCHED_AFTER)));
     let mut last = Instant::now();
-    let mut watching = false;
+    let (mut watching, mut watched) = (false, false);
     poll_fn(|cx| {
         let state = pair.poll(cx);
         let (up, down) = pair.take_moved();
@@ -131,6 +137,11 @@ pub(crate) async fn run(
             return Poll::Ready(End::TaskGone);
         }
         while timer.is_elapsed() {
+            if !watched {
+                watched = true;
+                // A socket that refuses is one that has ended.
+                watch_peer(&SockRef::from(&pair.task), settings).ok();
+            }
             if last.elapsed() >= idle {
                 return Poll::Ready(End::Idle);
             }
@@ -143,11 +154,12 @@ pub(crate) async fn run(
 }
 
 impl Half {
+    /// `last`: the other direction has come to its end.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut TcpStream,
-        target: &mut TcpStream,
+        (source, target): (&mut TcpStream, &mut TcpStream),
+        last: bool,
     ) -> Poll<io::Result<()>> {
         for _ in 0..ROUNDS {
             if self.closed {
@@ -155,8 +167,11 @@ impl Half {
             }
             ready!(self.poll_deliver(cx, target))?;
             if self.ended {
-                // A target that has ended already needs no word.
-                SockRef::from(&*target).shutdown(std::net::Shutdown::Write).ok();
+                // Of two ends the second is told by closing the socket, which comes next.
+                if !last {
+                    // A target that has ended already needs no word.
+                    SockRef::from(&*target).shutdown(std::net::Shutdown::Write).ok();
+                }
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }

@@ -81,17 +81,16 @@ pub(crate) fn out_of_files(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// Serves a client of a published port to the end.
+/// Serves a client of a published port to the end. It has come from one address, and asked another.
 pub(crate) async fn serve(
     mut client: TcpStream,
-    from: SocketAddr,
+    (from, asked): (SocketAddr, SocketAddr),
     port: Arc<Port>,
     shared: Arc<Shared>,
 ) {
     let Some(_permit) = shared.permit() else { return reset(&client) };
-    let Ok(asked) = client.local_addr() else { return };
     let route = port.route.load_full();
-    let mut entry = Entry { client: from, asked: plain(asked), frontend: port.frontend };
+    let mut entry = Entry { client: from, asked, frontend: port.frontend };
     if route.service.wishes.load().trusts(from.ip()) {
         match said::read(&mut client).await {
             Ok(Some(said)) => (entry.client, entry.asked) = (said.source, said.destination),
@@ -142,7 +141,7 @@ pub(crate) async fn carry(
     shared: &Shared,
 ) {
     let mut pair = copy::Pair::new(client, task);
-    let end = copy::run(&mut pair, backend, idle, |up, down| {
+    let end = copy::run(&mut pair, backend, (idle, &shared.settings), |up, down| {
         if let Some(port) = port {
             port.traffic.up(0, up);
             port.traffic.down(0, down);

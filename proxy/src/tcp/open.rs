@@ -17,7 +17,6 @@ use crate::{
     backend::{Backend, Flow},
     counters::Reason,
     header::{self, Addresses},
-    listen::prepare_stream,
     relay,
     route::{Among, Route},
     shared::Shared,
@@ -110,7 +109,7 @@ pub(crate) async fn connect(
     target: SocketAddr,
     source: Source,
 ) -> Result<TcpStream, Reason> {
-    let connecting = async { prepare(shared, target, source)?.connect(target).await };
+    let connecting = async { prepare(target, source)?.connect(target).await };
     match timeout(shared.settings.connect_timeout, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(match error.kind() {
@@ -124,10 +123,10 @@ pub(crate) async fn connect(
     }
 }
 
-fn prepare(shared: &Shared, target: SocketAddr, source: Source) -> io::Result<TcpSocket> {
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
-    prepare_stream(&socket, &shared.settings)?;
+fn prepare(target: SocketAddr, source: Source) -> io::Result<TcpSocket> {
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
     source.bind(&socket, target)?;
-    socket.set_nonblocking(true)?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }

@@ -154,11 +154,11 @@ impl Gate {
     fn receive(self: &Arc<Self>) -> io::Result<()> {
         batch::with(|batch| {
             let count = batch.receive(&self.shared.batches, &self.socket, Interest::READABLE)?;
-            for (meta, bytes) in batch.received(count) {
+            batch.take(count, |meta, datagrams| {
                 let asked = meta.dst_ip.unwrap_or(meta.addr.ip());
                 let key = Key { client: meta.addr, asked, speaks_for: None, task: None };
-                self.take(key, Datagrams { bytes, size: meta.stride });
-            }
+                self.take(key, datagrams);
+            });
             Ok(())
         })
     }

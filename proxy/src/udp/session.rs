@@ -327,9 +327,7 @@ impl Session {
     fn receive(&self, gate: &Gate, key: Key, ready: Interest) -> io::Result<()> {
         batch::with(|batch| {
             let count = batch.receive(&gate.shared.batches, &self.socket, ready)?;
-            for (meta, bytes) in batch.received(count) {
-                gate.answer(self, key, &Datagrams { bytes, size: meta.stride });
-            }
+            batch.take(count, |_, datagrams| gate.answer(self, key, &datagrams));
             Ok(())
         })
     }
