@@ -3,11 +3,13 @@
 use std::{
     io::{self, IoSliceMut},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use weir_tests::Client;
 
@@ -18,7 +20,7 @@ const BURST: usize = 16;
 /// Bytes of a datagram: a voice packet's.
 const SIZE: usize = 160;
 /// After that the rest of a burst is lost.
-const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE_MS: u8 = 200;
 
 /// How many came back, and how many did not.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,9 +58,7 @@ pub fn run(client: &Client, target: SocketAddr, time: Duration) -> Result<Counte
 fn talk(socket: &UdpSocket, target: SocketAddr, until: Instant) -> io::Result<Counted> {
     const BUFFER: usize = 64 << 10;
     let state = UdpSocketState::new(socket.into())?;
-    // The kernel takes a burst apart, and the load costs a system call for each, not for each datagram.
-    socket.set_nonblocking(false)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    // The kernel takes a burst apart, so that the load does not cost a system call for each datagram.
     let contents = [b'.'; SIZE * BURST];
     let transmit = Transmit {
         destination: target,
@@ -73,6 +73,11 @@ fn talk(socket: &UdpSocket, target: SocketAddr, until: Instant) -> io::Result<Co
         state.try_send(socket.into(), &transmit)?;
         let mut back = 0;
         while back < BURST {
+            // A call that waits would wait for as many datagrams as there are buffers.
+            let mut waiting = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut waiting, PollTimeout::from(PATIENCE_MS))? == 0 {
+                break;
+            }
             let mut metas = [RecvMeta::default(); BURST];
             let mut parts = bytes.chunks_mut(BUFFER).map(IoSliceMut::new);
             let mut parts: [IoSliceMut<'_>; BURST] =
@@ -82,7 +87,7 @@ fn talk(socket: &UdpSocket, target: SocketAddr, until: Instant) -> io::Result<Co
                     let of_buffer = |meta: &RecvMeta| meta.len.div_ceil(meta.stride.max(1));
                     back += metas[..filled].iter().map(of_buffer).sum::<usize>();
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
         }

@@ -83,21 +83,38 @@ fn a_connection_that_a_side_resets_is_counted_once() {
     counted(scene.agent("n1"), "broken", 1..=1);
 }
 
-#[test]
-fn a_task_that_falls_silent_in_mid_stream_is_given_up_when_it_acknowledges_nothing() {
-    let mut scene = scene();
+/// A client that talks with a task, which then cannot be reached any more.
+fn cut_off(scene: &mut Scene, option: &str, value: &str) -> TcpStream {
     scene.mesh.service("web").publish("8085:53");
     scene
         .start_with(|_, config| {
-            config.set("proxy.user_timeout", "1s");
+            config.set(option, value);
         })
         .unwrap();
-    let mut stream = connect(&scene, 8085);
+    let mut stream = connect(scene, 8085);
     stream.write_all(b"hello").unwrap();
     stream.read_exact(&mut [0; 5]).unwrap();
     let cut = command("ip", &["link", "set", "dev", scene.tasks["web.1"].veth(), "down"]);
     let output = scene.lab.host("n1").output(cut).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    stream
+}
+
+#[test]
+fn a_task_that_falls_silent_while_nothing_is_said_is_given_up_by_keep_alive() {
+    let mut scene = scene();
+    let mut stream = cut_off(&mut scene, "proxy.keepalive", "1s");
+    // A second until it is watched, another until it is asked, and four more without an answer.
+    stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+    let error = stream.read(&mut [0; 16]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    counted(scene.agent("n1"), "broken", 1..=1);
+}
+
+#[test]
+fn a_task_that_falls_silent_in_mid_stream_is_given_up_when_it_acknowledges_nothing() {
+    let mut scene = scene();
+    let mut stream = cut_off(&mut scene, "proxy.user_timeout", "1s");
     stream.write_all(b"are you there?").unwrap();
     let error = stream.read(&mut [0; 16]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
