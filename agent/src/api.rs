@@ -8,7 +8,7 @@ mod rates;
 mod tasks;
 mod trace;
 
-pub use drops::{Drop, Drops, drops};
+pub use drops::{Drop, DroppedPackets, DroppedView, Drops, dropped_packets, drops};
 pub use events::{Event, EventKind, Look, Looks};
 pub use flows::{FlowBook, FlowFilter, FlowView, Flows, Killed, MOST as MOST_FLOWS, Whose, stage};
 pub use rates::{PortRate, Rate, Rates, ServiceRates, TaskRate, rates};

@@ -13,6 +13,7 @@ use tokio::{
     time::timeout,
 };
 
+use weir_loader::DroppedPacket;
 use weir_mesh::{
     NodeName,
     trace::{Fate, Pass},
@@ -214,6 +215,14 @@ impl Observer {
             }
             _ => Ok(traced),
         }
+    }
+
+    /// The last packets that were not forwarded by the kernel, the latest at the end.
+    ///
+    /// # Errors
+    /// When the plane cannot be asked.
+    pub async fn last_drops(&self) -> Result<Vec<DroppedPacket>, AskError> {
+        self.planes.main.last_drops().await
     }
 
     /// The flows of the kernel; `None` where flows are sockets of the agent.

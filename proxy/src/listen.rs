@@ -17,7 +17,7 @@ use crate::{settings::Settings, sys};
 const BACKLOG: i32 = 4096;
 /// Room for datagrams that arrive while a worker is busy; the kernel lowers it to its limits.
 const DATAGRAM_BUFFER: usize = 4 << 20;
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// Probes that may be lost.
 const KEEPALIVE_RETRIES: u32 = 4;
 
 /// Listens for connections at a published port of every address, IPv4 and IPv6.
@@ -72,11 +72,14 @@ fn prepare_stream(socket: &Socket, settings: &Settings) -> io::Result<()> {
     watch_peer(socket, settings)
 }
 
-/// Notices a peer that goes without a word.
+/// Notices a peer that goes without a word. With a user timeout the kernel does not count probes: it gives
+/// a connection up that has been silent for as long as that, and did not answer the last probe
+/// (`tcp_keepalive_timer`). So the probes are spread over the time until then.
 pub(crate) fn watch_peer(socket: &Socket, settings: &Settings) -> io::Result<()> {
+    let spare = settings.user_timeout.saturating_sub(settings.keepalive);
     let keepalive = TcpKeepalive::new()
         .with_time(settings.keepalive)
-        .with_interval(KEEPALIVE_INTERVAL.min(settings.keepalive))
+        .with_interval((spare / KEEPALIVE_RETRIES).max(Duration::from_secs(1)))
         .with_retries(KEEPALIVE_RETRIES);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(settings.user_timeout))

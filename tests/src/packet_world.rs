@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use weir_abi::{Config, DropReason, Ip4, Ip6};
-use weir_loader::{Arrival, Flow, FlowName, Trial};
+use weir_loader::{Arrival, DroppedPacket, Flow, FlowName, Trial};
 use weir_mesh::{
     Balance, Carried, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port,
     Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
@@ -333,6 +333,19 @@ impl World {
         let known = DropReason::ALL.iter().find(|known| known.label() == reason);
         let known = known.with_context(|| format!("no reason {reason}"))?;
         Ok(self.trial.drops(*known)?)
+    }
+
+    /// The last packets that were not forwarded, the latest at the end: what they were, and why not.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn last_drops(&self) -> Result<Vec<String>> {
+        let packets = self.trial.last_drops()?;
+        let shown = packets.iter().map(|packet| {
+            let DroppedPacket { protocol, source, destination, flags, reason, .. } = packet;
+            format!("{protocol} {source} > {destination} {flags:#04x} {}", reason.label())
+        });
+        Ok(shown.collect())
     }
 }
 

@@ -296,6 +296,14 @@ fn what_is_watched_is_shown_again_and_what_happens_is_told() {
     let dropped: u64 =
         of("drop", "no_backend").iter().map(|it| it["count"].as_u64().unwrap()).sum();
     assert!(dropped >= 3, "{text}");
+    let packets = of("packet", "no_backend");
+    let to_empty = format!(" > {own} S; ");
+    assert!(packets.len() >= 3, "{text}");
+    for packet in packets {
+        assert!(packet["text"].as_str().unwrap().contains(&to_empty), "{packet}");
+        assert!(packet["text"].as_str().unwrap().starts_with("tcp 10.77.0.101:"), "{packet}");
+        assert_eq!(packet["service"], "empty", "{packet}");
+    }
     let drained = of("task", "web.1");
     assert!(
         drained.iter().any(|it| it["text"].as_str().unwrap().starts_with("active -> draining")),

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::observe::Observation;
+use weir_loader::DroppedPacket;
+use weir_mesh::{Protocol, ServiceName};
 
 /// `/api/v1/drops`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,4 +37,75 @@ pub fn drops(now: &Observation) -> Drops {
     };
     let drops = weir_loader::drop_reasons().map(drop).collect();
     Drops { counters_at_ms: read.as_millis() as u64, drops }
+}
+
+/// `/api/v1/drops/packets`, over the admin socket alone: the last packets that were not forwarded, the latest
+/// at the end. The kernel keeps 128 for each processor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DroppedPackets {
+    /// The packets.
+    pub packets: Vec<DroppedView>,
+}
+
+/// A packet that was not forwarded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DroppedView {
+    /// When, in nanoseconds since the host began.
+    pub at_ns: u64,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Address and port that it came from.
+    pub source: String,
+    /// Address and port that it was for.
+    pub destination: String,
+    /// Its TCP flags, a letter each.
+    pub flags: String,
+    /// The service that is published at its destination's port, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub service: Option<ServiceName>,
+    /// Why not: the label, as in `weir_drops_total`.
+    pub reason: String,
+    /// What that means, in a sentence.
+    pub meaning: String,
+}
+
+/// The last packets that were not forwarded on this node.
+pub fn dropped_packets(now: &Observation, packets: &[DroppedPacket]) -> DroppedPackets {
+    let snapshot = now.view.snapshot.clone().unwrap_or_default();
+    let service = |packet: &DroppedPacket| {
+        let port = packet.destination.port();
+        let published = |service: &&std::sync::Arc<weir_mesh::Service>| {
+            let mut ports = service.ports.iter();
+            ports.any(|it| it.protocol == packet.protocol && it.published.get() == port)
+        };
+        snapshot.services.values().find(published).map(|service| service.name.clone())
+    };
+    let view = |packet: &DroppedPacket| DroppedView {
+        at_ns: packet.at.as_nanos() as u64,
+        protocol: packet.protocol,
+        source: packet.source.to_string(),
+        destination: packet.destination.to_string(),
+        flags: flags(packet.flags),
+        service: service(packet),
+        reason: packet.reason.label().to_owned(),
+        meaning: packet.reason.meaning().to_owned(),
+    };
+    DroppedPackets { packets: packets.iter().map(view).collect() }
+}
+
+/// As tcpdump(8) writes them.
+fn flags(bits: u8) -> String {
+    const LETTERS: [(u8, char); 6] =
+        [(0x02, 'S'), (0x01, 'F'), (0x04, 'R'), (0x08, 'P'), (0x20, 'U'), (0x10, '.')];
+    LETTERS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, letter)| *letter).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_written_as_tcpdump_does() {
+        assert_eq!([0x02, 0x12, 0x18, 0x11, 0x04, 0].map(flags), ["S", "S.", "P.", "F.", "R", ""]);
+    }
 }

@@ -1,7 +1,7 @@
 //! What has changed between two looks at the agent: what `weir monitor` prints.
 //!
-//! The kernel programs keep counters, no events. So this says how many packets met which end in the
-//! time between two looks, not which packets they were.
+//! How many packets met which end is counted; which they were is told of the last few, since the kernel
+//! programs remember no more.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_mesh::ServiceName;
 
-use super::{Drops, Services, Status, TaskRow, Tasks, rates};
+use super::{DroppedPackets, DroppedView, Drops, Services, Status, TaskRow, Tasks, rates};
 
 /// One look.
 #[derive(Clone, Debug)]
@@ -22,26 +22,53 @@ pub struct Look {
     pub tasks: Tasks,
     /// Why packets were not forwarded.
     pub drops: Drops,
+    /// Which the last of them were.
+    pub packets: DroppedPackets,
 }
+
+/// Packets that are told of one look: whoever is flooded reads the counters.
+const MOST_PACKETS: usize = 20;
 
 /// Looks, one after another.
 #[derive(Debug)]
 pub struct Looks {
     last: Look,
+    /// When the last packet came that is known, in nanoseconds since the host began.
+    known: u64,
 }
 
 impl Looks {
     /// The first one, of which there is nothing to tell.
     pub fn new(first: Look) -> Self {
-        Self { last: first }
+        let known = latest(&first.packets);
+        Self { last: first, known }
     }
 
     /// What happened since the look before. Drops and flows may be read at different times: counters
     /// that were not read again have counted nothing since, and are told when they are.
     pub fn next(&mut self, look: Look) -> Vec<Event> {
-        let told = events(&self.last, &look);
+        let new = look.packets.packets.iter().filter(|packet| packet.at_ns > self.known);
+        let new: Vec<&DroppedView> = new.collect();
+        let shown = &new[new.len().saturating_sub(MOST_PACKETS)..];
+        let mut told: Vec<Event> = shown.iter().map(|packet| dropped(packet)).collect();
+        told.extend(events(&self.last, &look));
+        self.known = self.known.max(latest(&look.packets));
         self.last = look;
         told
+    }
+}
+
+fn latest(packets: &DroppedPackets) -> u64 {
+    packets.packets.iter().map(|packet| packet.at_ns).max().unwrap_or_default()
+}
+
+fn dropped(packet: &DroppedView) -> Event {
+    let DroppedView { protocol, source, destination, flags, meaning, .. } = packet;
+    let flags = if flags.is_empty() { String::new() } else { format!(" {flags}") };
+    let text = format!("{protocol} {source} > {destination}{flags}; {meaning}");
+    Event {
+        service: packet.service.clone(),
+        ..event(EventKind::Packet, packet.reason.as_str(), text)
     }
 }
 
@@ -69,7 +96,9 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EventKind {
-    /// Packets were not forwarded.
+    /// One packet was not forwarded.
+    Packet,
+    /// Packets were not forwarded: how many.
     Drop,
     /// New flows came in at a published port.
     Flows,
@@ -85,6 +114,7 @@ impl EventKind {
     /// The word that is shown.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Packet => "packet",
             Self::Drop => "drop",
             Self::Flows => "flows",
             Self::Task => "task",
@@ -206,6 +236,13 @@ mod tests {
             json!({"connections": connections, "rx_packets": 0, "rx_bytes": 0, "tx_packets": 0,
                    "tx_bytes": 0})
         };
+        // Of more than are remembered the first are forgotten.
+        let packet = |at_ns: u64| {
+            json!({"at_ns": at_ns, "protocol": "tcp", "source": "10.0.0.9:4", "service": "web",
+                   "destination": "10.0.0.1:80", "flags": "S", "reason": "no_backend",
+                   "meaning": "Nobody."})
+        };
+        let packets: Vec<_> = (dropped.saturating_sub(50)..=dropped).map(packet).collect();
         let value = json!({
             "status": {
                 "version": "0", "node": "n1", "address": "10.0.0.1", "pid": 1, "uptime_seconds": 1,
@@ -226,6 +263,7 @@ mod tests {
                  "trouble": false}]},
             "drops": {"counters_at_ms": at * 1000, "drops": [
                 {"reason": "no_backend", "meaning": "Nobody.", "count": dropped}]},
+            "packets": {"packets": packets},
         });
         let part = |name: &str| value[name].clone();
         Look {
@@ -233,6 +271,7 @@ mod tests {
             services: serde_json::from_value(part("services")).unwrap(),
             tasks: serde_json::from_value(part("tasks")).unwrap(),
             drops: serde_json::from_value(part("drops")).unwrap(),
+            packets: serde_json::from_value(part("packets")).unwrap(),
         }
     }
 
@@ -251,6 +290,21 @@ mod tests {
         };
         assert_eq!(of(EventKind::Drop), [Some(6)]);
         assert_eq!(of(EventKind::Flows), [Some(20)]);
+        assert_eq!(of(EventKind::Packet), [None; 6]);
+    }
+
+    #[test]
+    fn packets_are_told_one_by_one_and_no_more_than_anybody_reads() {
+        let mut looks = Looks::new(look(1, 5, 10, "active", "ok"));
+        let packets = |told: Vec<Event>| -> Vec<String> {
+            let told = told.into_iter().filter(|it| it.kind == EventKind::Packet);
+            told.map(|it| format!("{} {} {:?}", it.subject, it.text, it.service)).collect()
+        };
+        let one = packets(looks.next(look(2, 6, 10, "active", "ok")));
+        let line = "no_backend tcp 10.0.0.9:4 > 10.0.0.1:80 S; Nobody. Some(ServiceName(\"web\"))";
+        assert_eq!(one, [line]);
+        assert_eq!(packets(looks.next(look(3, 500, 10, "active", "ok"))).len(), MOST_PACKETS);
+        assert!(packets(looks.next(look(4, 500, 10, "active", "ok"))).is_empty());
     }
 
     #[test]

@@ -21,11 +21,11 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct MonitorArgs {
-    /// Only packets that were not forwarded
+    /// Only packets that were not forwarded: which, and how many for each reason
     #[arg(long)]
     dropped: bool,
-    /// Only what concerns this service; packets that were not forwarded are not counted by service
-    #[arg(long, value_name = "NAME", conflicts_with = "dropped")]
+    /// Only what concerns this service; how many packets were not forwarded is not counted by service
+    #[arg(long, value_name = "NAME")]
     service: Option<String>,
     /// Look so often; the agent reads counters at most once a second
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1s")]
@@ -83,12 +83,13 @@ fn look(args: &MonitorArgs) -> Result<Look, Failed> {
         services: client::get(socket, "/api/v1/services")?,
         tasks: client::get(socket, "/api/v1/tasks")?,
         drops: client::get(socket, "/api/v1/drops")?,
+        packets: client::get(socket, "/api/v1/drops/packets")?,
     })
 }
 
 fn wanted(args: &MonitorArgs, event: &Event) -> bool {
-    if args.dropped {
-        return event.kind == EventKind::Drop;
+    if args.dropped && !matches!(event.kind, EventKind::Drop | EventKind::Packet) {
+        return false;
     }
     let service = event.service.as_ref().map(|service| service.as_str());
     args.service.as_deref().is_none_or(|wanted| service == Some(wanted))

@@ -58,7 +58,7 @@ pub const KEYS: &[Key] = &[
     key("proxy.relay_port", Kind::Number, "Port between nodes, TCP and UDP [default: 7952]"),
     key("proxy.workers", Kind::Number, "Threads of the proxy [default: one a core]"),
     key("proxy.connect_timeout", Kind::Text, "Then another task is tried [default: 3s]"),
-    key("proxy.keepalive", Kind::Text, "Silent TCP connections are probed [default: 5m]"),
+    key("proxy.keepalive", Kind::Text, "Silent TCP connections are probed [default: 1m]"),
     key("proxy.user_timeout", Kind::Text, "Longest wait for acknowledgement [default: 2m]"),
     key("proxy.connections", Kind::Number, "Most TCP connections [default: by the file limit]"),
     key("proxy.udp_sessions", Kind::Number, "Most UDP sessions, port and worker [default: 16384]"),

@@ -79,7 +79,7 @@ impl ProxySettings {
             relay_port: self.relay_port.unwrap_or(7952),
             workers: self.workers,
             connect_timeout: self.connect_timeout.unwrap_or(Duration::from_secs(3)),
-            keepalive: self.keepalive.unwrap_or(5 * MINUTE),
+            keepalive: self.keepalive.unwrap_or(MINUTE),
             user_timeout: self.user_timeout.unwrap_or(2 * MINUTE),
             connections: self.connections,
             udp_sessions: self.udp_sessions.unwrap_or(16_384),

@@ -25,11 +25,13 @@ impl Routes {
         door: Door,
     ) -> Option<Response<Full<Bytes>>> {
         let acts = ["/api/v1/flows/kill", "/api/v1/drain", "/api/v1/undrain"].contains(&path);
-        if !acts && !["/api/v1/trace", "/api/v1/flows", "/api/v1/drained"].contains(&path) {
+        let reads = ["/api/v1/trace", "/api/v1/flows", "/api/v1/drops/packets", "/api/v1/drained"];
+        if !acts && !reads.contains(&path) {
             return None;
         }
         if door == Door::Port {
-            let problem = "only over the admin socket: weir trace, weir flows, weir drain";
+            let problem =
+                "only over the admin socket: weir trace, weir flows, weir monitor, weir drain";
             return Some(failure(StatusCode::FORBIDDEN, problem));
         }
         if acts != (*method == Method::POST) {
@@ -45,6 +47,7 @@ impl Routes {
         let answer = match path {
             "/api/v1/trace" => self.trace(query).await,
             "/api/v1/flows" => self.flows(query).await,
+            "/api/v1/drops/packets" => self.dropped().await,
             "/api/v1/drained" => self.drained(),
             "/api/v1/drain" => self.drain(query).await,
             "/api/v1/undrain" => self.undrain(query).await,
@@ -76,6 +79,16 @@ impl Routes {
     async fn flows(&self, query: &str) -> Result<Response<Full<Bytes>>, Refused> {
         let (filter, limit) = (filter_in(query)?, limit_in(query)?.unwrap_or(USUAL));
         self.with_flows(move |book| book.list(&filter, limit)).await.map(|flows| json(&flows))
+    }
+
+    /// Addresses of clients are nobody's business but the operator's.
+    async fn dropped(&self) -> Result<Response<Full<Bytes>>, Refused> {
+        let now = self.observer.now().await;
+        let packets = match now.opened {
+            true => self.observer.last_drops().await.map_err(unavailable)?,
+            false => Vec::new(),
+        };
+        Ok(json(&api::dropped_packets(&now, &packets)))
     }
 
     async fn kill(&self, query: &str) -> Result<Response<Full<Bytes>>, Refused> {

@@ -5,7 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use weir_loader::{Answers, Attachments, Dataplane, Error, FlowCensus, FlowTables, Stats};
+use weir_loader::{
+    Answers, Attachments, Dataplane, DroppedPacket, Error, FlowCensus, FlowTables, Stats,
+};
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
     install::{BackendIndex, Frontend, Via},
@@ -121,6 +123,10 @@ impl Kernel for Plane {
 
     fn stats(&self) -> Result<Stats, Error> {
         self.get().stats()
+    }
+
+    fn last_drops(&self) -> Result<Vec<DroppedPacket>, Error> {
+        self.get().last_drops()
     }
 
     fn answers(

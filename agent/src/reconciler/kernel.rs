@@ -7,7 +7,8 @@ use std::{
 };
 
 use weir_loader::{
-    Answers, Attachments, Dataplane, Error, FlowCensus, FlowTables, NetnsCookies, Stats,
+    Answers, Attachments, Dataplane, DroppedPacket, Error, FlowCensus, FlowTables, NetnsCookies,
+    Stats,
 };
 use weir_mesh::{
     Installed, Limits, MapOp, MeshSnapshot,
@@ -67,6 +68,11 @@ pub trait Kernel {
     fn attachments(&self) -> Attachments;
     /// Reads the counters.
     fn stats(&self) -> Result<Stats, Error>;
+    /// The last packets that were not forwarded, the latest at the end; none where clients are served by
+    /// sockets of the agent.
+    fn last_drops(&self) -> Result<Vec<DroppedPacket>, Error> {
+        Ok(Vec::new())
+    }
     /// Reads what these backends, tasks of this node, have said to new connections.
     fn answers(
         &self,
@@ -146,6 +152,10 @@ impl Kernel for Dataplane {
 
     fn stats(&self) -> Result<Stats, Error> {
         Self::stats(self)
+    }
+
+    fn last_drops(&self) -> Result<Vec<DroppedPacket>, Error> {
+        Self::last_drops(self)
     }
 
     fn answers(

@@ -36,7 +36,7 @@ use std::{
 use prometheus_client::metrics::histogram::Histogram;
 use tracing::{debug, error, info, warn};
 use vips::Vips;
-use weir_loader::{Error, FlowCensus};
+use weir_loader::{DroppedPacket, Error, FlowCensus};
 use weir_mesh::{
     Carried, Ident, Installed, LocalView, MapOp, MeshSnapshot, Moment, NodeName, Planner, Problem,
     Space,
@@ -238,6 +238,14 @@ impl<K: Kernel> Reconciler<K> {
         let mut report = StatsReport::new(stats, &self.census, self.expired, installed);
         report.vips = self.kernel.vip_connections()?;
         Ok(report)
+    }
+
+    /// The last packets that were not forwarded, the latest at the end.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn last_drops(&self) -> Result<Vec<DroppedPacket>, Error> {
+        self.kernel.last_drops()
     }
 
     /// What this node's own tasks have said to new connections.

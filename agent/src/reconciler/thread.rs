@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::sync::{oneshot, watch};
-use weir_loader::{Check, Error};
+use weir_loader::{Check, DroppedPacket, Error};
 use weir_mesh::Space;
 use weir_proxy::Proxy;
 
@@ -25,6 +25,7 @@ enum Message {
     Intercept(Intercept),
     Stats(oneshot::Sender<Result<StatsReport, Error>>),
     Answers(oneshot::Sender<Result<Vec<TaskAnswers>, Error>>),
+    LastDrops(oneshot::Sender<Result<Vec<DroppedPacket>, Error>>),
     Dump(oneshot::Sender<Result<String, Error>>),
     Leave(oneshot::Sender<Option<Proxy>>),
     Trace(Asked, oneshot::Sender<Result<Traced, Error>>),
@@ -123,6 +124,7 @@ fn run<K: Kernel>(
                 // Whoever asked may have gone meanwhile.
                 Message::Stats(answer) => drop(answer.send(reconciler.stats())),
                 Message::Answers(answer) => drop(answer.send(reconciler.answers())),
+                Message::LastDrops(answer) => drop(answer.send(reconciler.last_drops())),
                 Message::Dump(answer) => drop(answer.send(reconciler.dump())),
                 Message::Leave(answer) => return drop(answer.send(reconciler.leave())),
                 Message::Trace(asked, answer) => drop(answer.send(reconciler.trace(&asked))),
@@ -188,6 +190,11 @@ impl Handle {
     /// What this node's own tasks have said to new connections.
     pub async fn answers(&self) -> Result<Vec<TaskAnswers>, AskError> {
         self.ask(Message::Answers).await
+    }
+
+    /// The last packets that were not forwarded, the latest at the end.
+    pub async fn last_drops(&self) -> Result<Vec<DroppedPacket>, AskError> {
+        self.ask(Message::LastDrops).await
     }
 
     /// The text form of the kernel's maps.

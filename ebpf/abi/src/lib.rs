@@ -50,6 +50,8 @@ pub mod size {
     pub const SPACES: u32 = 1 << 14;
     /// Networks that one namespace is attached to.
     pub const SPACE_NETWORKS: usize = 63;
+    /// Packets of each CPU that were not forwarded and are remembered.
+    pub const LAST_DROPS: u32 = 128;
     /// Flows a table, unless user space chooses otherwise.
     pub const FLOWS: u32 = 1 << 19;
 }
@@ -65,6 +67,33 @@ pub struct PortCell {
     pub counters: u32,
 }
 const _: () = assert!(size_of::<PortCell>() == 8);
+
+/// A packet that was not forwarded, as it came. User space reads it while it may be written anew: it is
+/// whole if `at` and `end` agree, since it is written from `end` = 0 to `at` and then `end`, and read from
+/// `at` on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DroppedPacket {
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`; 0: there was none yet.
+    pub at: u64,
+    /// Its source; IPv4 as `::ffff:a.b.c.d`.
+    pub src: Ip6,
+    /// Its destination, likewise.
+    pub dst: Ip6,
+    /// Source port.
+    pub sport: [u8; 2],
+    /// Destination port.
+    pub dport: [u8; 2],
+    /// Its protocol, as in the IP header.
+    pub protocol: u8,
+    /// TCP flags; 0 for UDP.
+    pub flags: u8,
+    /// A [`DropReason`].
+    pub reason: u16,
+    /// [`Self::at`] again.
+    pub end: u64,
+}
+const _: () = assert!(size_of::<DroppedPacket>() == 56);
 
 /// Position of a published port in `PORTS`.
 pub const fn port_cell(udp: bool, port: [u8; 2]) -> u32 {

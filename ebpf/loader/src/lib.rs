@@ -15,6 +15,7 @@ mod lookup;
 mod maps;
 mod net;
 mod object;
+mod recent;
 mod records;
 mod spaces;
 mod stats;
@@ -35,6 +36,7 @@ pub use flow_list::{Flow, FlowName, FlowTables, Stage};
 pub use flows::FlowCensus;
 pub use lookup::SocketLookup;
 pub use object::object_digest;
+pub use recent::DroppedPacket;
 pub use spaces::{NetnsCookies, netns_cookie_of};
 pub use stats::{Answers, Counters, Stats, drop_reasons};
 #[cfg(feature = "trial")]

@@ -10,8 +10,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use weir_abi::{
-    Backend, Config, Counters, FlowKey, Forward, Ip4, Ip6, Load, Node, PortCell, Range, Reverse,
-    Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
+    Backend, Config, Counters, DroppedPacket, FlowKey, Forward, Ip4, Ip6, Load, Node, PortCell,
+    Range, Reverse, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
 };
 
 use crate::{
@@ -48,6 +48,7 @@ pub(crate) struct Maps {
     pub(crate) frontend_stats: PerCpu<Counters>,
     pub(crate) backend_stats: PerCpu<Counters>,
     pub(crate) drops: PerCpu<u64>,
+    pub(crate) last_drops: PerCpu<DroppedPacket>,
 }
 
 impl Maps {
@@ -78,6 +79,7 @@ impl Maps {
             frontend_stats: per_cpu(object, "FRONTEND_STATS")?,
             backend_stats: per_cpu(object, "BACKEND_STATS")?,
             drops: per_cpu(object, "DROPS")?,
+            last_drops: per_cpu(object, "LAST_DROPS")?,
         })
     }
 }

@@ -17,7 +17,7 @@ use weir_abi::{Config, DropReason, trial::Template};
 use weir_mesh::{Installed, MapOp};
 
 use crate::{
-    AttachMode, FlowTables, Options, Stats,
+    AttachMode, DroppedPacket, FlowTables, Options, Stats,
     error::{Error, Tried as _},
     kernel,
     maps::Maps,
@@ -151,6 +151,14 @@ impl Trial {
     pub fn drops(&self, reason: DropReason) -> Result<u64, Error> {
         let read = self.store.maps.drops.get(reason as u32);
         Ok(read.tried(|| "read why packets were dropped".to_owned())?.iter().sum())
+    }
+
+    /// The last packets that were not forwarded.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn last_drops(&self) -> Result<Vec<DroppedPacket>, Error> {
+        self.store.last_drops()
     }
 
     /// The flow tables.

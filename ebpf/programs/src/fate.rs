@@ -8,10 +8,11 @@ use weir_abi::{Config, DropReason, FlowKey, Tag};
 use crate::{
     family::Family,
     flow::Origin,
+    maps::{DROP_TURN, LAST_DROPS},
     packet::Packet,
     reject::{self, Answer},
     send,
-    skb::{Skb, count},
+    skb::{Skb, count, nanoseconds},
 };
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` to clsact: go on with the next program, then the stack.
@@ -155,7 +156,7 @@ pub fn conclude<F: Answer>(
         Act::Drop => Err(fate.reason),
         Act::Send => send::rewrite::<F>(skb, packet, &fate.new, config),
         Act::Answer => {
-            count(fate.reason);
+            note::<F>(packet, fate.reason);
             match reject::turn_into_answer::<F>(skb, packet) {
                 Some(()) => Ok(()),
                 None => return SHOT,
@@ -165,9 +166,38 @@ pub fn conclude<F: Answer>(
     match done.and_then(|()| send::go::<F>(skb, packet, fate.way, config)) {
         Ok(verdict) => verdict,
         Err(reason) => {
-            count(reason);
+            note::<F>(packet, reason);
             SHOT
         }
+    }
+}
+
+/// Counts a packet that is not forwarded, and remembers it for whoever looks.
+#[inline(always)]
+fn note<F: Family>(packet: &Packet<F::Addr>, reason: DropReason) {
+    count(reason);
+    let Some(turn) = DROP_TURN.get_ptr_mut(0) else { return };
+    // SAFETY: a per-CPU cell, as in `count`.
+    let index = unsafe {
+        let index = *turn % u64::from(weir_abi::size::LAST_DROPS);
+        *turn += 1;
+        index
+    };
+    let Some(cell) = LAST_DROPS.get_ptr_mut(index as u32) else { return };
+    let key = &packet.key;
+    // SAFETY: as above. What is volatile stays in its place among the rest; see `DroppedPacket`.
+    unsafe {
+        let at = nanoseconds();
+        (&raw mut (*cell).end).write_volatile(0);
+        (&raw mut (*cell).src).write_volatile(F::wide(key.src));
+        (&raw mut (*cell).dst).write_volatile(F::wide(key.dst));
+        (&raw mut (*cell).sport).write_volatile(key.sport);
+        (&raw mut (*cell).dport).write_volatile(key.dport);
+        (&raw mut (*cell).protocol).write_volatile(key.protocol as u8);
+        (&raw mut (*cell).flags).write_volatile(packet.flags);
+        (&raw mut (*cell).reason).write_volatile(reason as u16);
+        (&raw mut (*cell).at).write_volatile(at);
+        (&raw mut (*cell).end).write_volatile(at);
     }
 }
 

@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use weir_abi::{
-    Backend, Client, Config, Counters, FlowKey, Forward, Ip4, Ip6, Load, Node, PortCell, REASONS,
-    Reverse, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey, size,
+    Backend, Client, Config, Counters, DroppedPacket, FlowKey, Forward, Ip4, Ip6, Load, Node,
+    PortCell, REASONS, Reverse, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey, size,
 };
 
 /// Cell 0: what the programs know of the host.
@@ -109,3 +109,11 @@ pub static BACKEND_STATS: PerCpuArray<Counters> = PerCpuArray::pinned(size::BACK
 /// Packets not forwarded, by `weir_abi::DropReason`.
 #[map]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(REASONS, 0);
+
+/// The last packets that were not forwarded: a ring a CPU.
+#[map]
+pub static LAST_DROPS: PerCpuArray<DroppedPacket> = PerCpuArray::pinned(size::LAST_DROPS, 0);
+
+/// Cell 0: packets written to the ring so far.
+#[map]
+pub static DROP_TURN: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);

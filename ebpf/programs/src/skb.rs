@@ -175,6 +175,13 @@ pub fn now() -> u32 {
     unsafe { generated::bpf_jiffies64() as u32 }
 }
 
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub fn nanoseconds() -> u64 {
+    // SAFETY: takes nothing.
+    unsafe { generated::bpf_ktime_get_ns() }
+}
+
 /// A random number.
 #[inline(always)]
 pub fn random() -> u32 {

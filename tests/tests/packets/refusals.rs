@@ -147,3 +147,31 @@ fn a_packet_at_the_end_of_its_life_is_not_forwarded() {
     );
     assert_eq!(world.drops("time_to_live").unwrap(), 2);
 }
+
+#[test]
+fn what_was_not_forwarded_is_remembered_as_it_came_and_the_last_of_it_longest() {
+    let mut world = World::new().unwrap();
+    world.service("web", Balance::RoundRobin, WEB, &[("web.1", "n1", 3, Down)]).unwrap();
+    assert!(world.last_drops().unwrap().is_empty());
+    world.run("nic_in", "tcp 10.77.0.101:40000 > 10.77.0.11:8080 S").unwrap();
+    world.run("nic_in", "udp [fd77::101]:40001 > [fd77::11]:5353 data 3").unwrap();
+    world.run("nic_in", "tcp 10.77.0.101:40002 > 10.77.0.11:8080 R seq 7").unwrap();
+    assert_eq!(
+        world.last_drops().unwrap(),
+        [
+            "tcp 10.77.0.101:40000 > 10.77.0.11:8080 0x02 no_backend",
+            "udp [fd77::101]:40001 > [fd77::11]:5353 0x00 no_backend",
+            "tcp 10.77.0.101:40002 > 10.77.0.11:8080 0x04 backend_gone",
+        ]
+    );
+    // More than are remembered of all processors together.
+    let room = 128 * std::fs::read_to_string("/proc/cpuinfo").unwrap().matches("processor").count();
+    for port in 0..room {
+        let client = format!("10.77.0.101:{}", 41_000 + port);
+        world.run("nic_in", &format!("tcp {client} > 10.77.0.11:8080 S")).unwrap();
+    }
+    let last = world.last_drops().unwrap();
+    assert!((128..=room).contains(&last.len()), "{}", last.len());
+    let newest = format!("tcp 10.77.0.101:{} > 10.77.0.11:8080 0x02 no_backend", 41_000 + room - 1);
+    assert_eq!(last.last(), Some(&newest));
+}

@@ -84,11 +84,13 @@ fn a_connection_that_a_side_resets_is_counted_once() {
 }
 
 /// A client that talks with a task, which then cannot be reached any more.
-fn cut_off(scene: &mut Scene, option: &str, value: &str) -> TcpStream {
+fn cut_off(scene: &mut Scene, options: &[(&str, &str)]) -> TcpStream {
     scene.mesh.service("web").publish("8085:53");
     scene
         .start_with(|_, config| {
-            config.set(option, value);
+            options.iter().for_each(|(option, value)| {
+                config.set(option, *value);
+            });
         })
         .unwrap();
     let mut stream = connect(scene, 8085);
@@ -103,7 +105,8 @@ fn cut_off(scene: &mut Scene, option: &str, value: &str) -> TcpStream {
 #[test]
 fn a_task_that_falls_silent_while_nothing_is_said_is_given_up_by_keep_alive() {
     let mut scene = scene();
-    let mut stream = cut_off(&mut scene, "proxy.keepalive", "1s");
+    let options = [("proxy.keepalive", "1s"), ("proxy.user_timeout", "5s")];
+    let mut stream = cut_off(&mut scene, &options);
     // A second until it is watched, another until it is asked, and four more without an answer.
     stream.set_read_timeout(Some(20 * SECOND)).unwrap();
     let error = stream.read(&mut [0; 16]).unwrap_err();
@@ -114,7 +117,7 @@ fn a_task_that_falls_silent_while_nothing_is_said_is_given_up_by_keep_alive() {
 #[test]
 fn a_task_that_falls_silent_in_mid_stream_is_given_up_when_it_acknowledges_nothing() {
     let mut scene = scene();
-    let mut stream = cut_off(&mut scene, "proxy.user_timeout", "1s");
+    let mut stream = cut_off(&mut scene, &[("proxy.user_timeout", "1s")]);
     stream.write_all(b"are you there?").unwrap();
     let error = stream.read(&mut [0; 16]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
