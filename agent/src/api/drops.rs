@@ -1,11 +1,13 @@
 //! `/api/v1/drops`: why packets were not forwarded, as the data plane counts it.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use weir_loader::DroppedPacket;
+use weir_mesh::{Protocol, Service, ServiceName};
 
 use crate::observe::Observation;
-use weir_loader::DroppedPacket;
-use weir_mesh::{Protocol, ServiceName};
 
 /// `/api/v1/drops`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -74,7 +76,7 @@ pub fn dropped_packets(now: &Observation, packets: &[DroppedPacket]) -> DroppedP
     let snapshot = now.view.snapshot.clone().unwrap_or_default();
     let service = |packet: &DroppedPacket| {
         let port = packet.destination.port();
-        let published = |service: &&std::sync::Arc<weir_mesh::Service>| {
+        let published = |service: &&Arc<Service>| {
             let mut ports = service.ports.iter();
             ports.any(|it| it.protocol == packet.protocol && it.published.get() == port)
         };

@@ -1,6 +1,7 @@
 //! `dnsperf`, and what it reports.
 
 use std::{
+    fs::{self, File},
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
@@ -100,15 +101,20 @@ impl Run<'_> {
             // Every answer is reported, with its time.
             command.args(["-v", "-q", "2000", "-Q", &rate.to_string()]);
         }
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let complaints = self.files.join("dnsperf.stderr");
+        let errors = File::create(&complaints)?;
+        let child = command.stdout(Stdio::piped()).stderr(errors).spawn();
         let mut child = child.context("dnsperf or taskset is not installed")?;
         let out = BufReader::new(child.stdout.take().context("no output")?);
         let mut report = Report::default();
         for line in out.lines() {
             report.take(&line?);
         }
-        child.wait()?;
-        report.seen(self.case.code)
+        let ended = child.wait()?;
+        report.seen(self.case.code).with_context(|| {
+            let said = fs::read_to_string(&complaints).unwrap_or_default();
+            format!("dnsperf against {:?}, tcp: {}, {ended}: {said}", server.kind, self.case.tcp)
+        })
     }
 }
 
