@@ -185,19 +185,22 @@ fn note<F: Family>(packet: &Packet<F::Addr>, reason: DropReason) {
     };
     let Some(cell) = LAST_DROPS.get_ptr_mut(index as u32) else { return };
     let key = &packet.key;
-    // SAFETY: as above. What is volatile stays in its place among the rest; see `DroppedPacket`.
+    let ([a, b], [c, d]) = (F::wide(key.src).halves(), F::wide(key.dst).halves());
+    let ([e, f], [g, h]) = (key.sport, key.dport);
+    let [low, high] = (reason as u16).to_ne_bytes();
+    let rest = [e, f, g, h, key.protocol as u8, packet.flags, low, high];
+    let (at, cell) = (nanoseconds(), cell.cast::<u64>());
+    // SAFETY: as above, and a `DroppedPacket` is seven words. What is volatile stays in its order, which is
+    // what a reader relies on.
     unsafe {
-        let at = nanoseconds();
-        (&raw mut (*cell).end).write_volatile(0);
-        (&raw mut (*cell).src).write_volatile(F::wide(key.src));
-        (&raw mut (*cell).dst).write_volatile(F::wide(key.dst));
-        (&raw mut (*cell).sport).write_volatile(key.sport);
-        (&raw mut (*cell).dport).write_volatile(key.dport);
-        (&raw mut (*cell).protocol).write_volatile(key.protocol as u8);
-        (&raw mut (*cell).flags).write_volatile(packet.flags);
-        (&raw mut (*cell).reason).write_volatile(reason as u16);
-        (&raw mut (*cell).at).write_volatile(at);
-        (&raw mut (*cell).end).write_volatile(at);
+        cell.add(6).write_volatile(0);
+        cell.add(1).write_volatile(a);
+        cell.add(2).write_volatile(b);
+        cell.add(3).write_volatile(c);
+        cell.add(4).write_volatile(d);
+        cell.add(5).write_volatile(u64::from_ne_bytes(rest));
+        cell.add(0).write_volatile(at);
+        cell.add(6).write_volatile(at);
     }
 }
 
