@@ -266,6 +266,22 @@ impl Planner {
     }
 }
 
+// === impl LocalView ===
+
+impl LocalView {
+    /// A node of which nothing else is known.
+    pub fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            reach: BTreeMap::new(),
+            withheld: BTreeSet::new(),
+            ceded: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            carried: Carried::default(),
+        }
+    }
+}
+
 // === impl Moment, Limits, Resource ===
 
 impl Moment {

@@ -3,17 +3,14 @@
 
 #![no_main]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use weir::source::file::parse;
 use weir_mesh::{
     Generation, MeshSnapshot, NodeName, Timeouts,
     install::Installed,
-    plan::{Carried, Limits, LocalView, Moment, Planner},
+    plan::{Limits, LocalView, Moment, Planner},
 };
 
 fuzz_target!(|text: &str| {
@@ -35,14 +32,7 @@ fuzz_target!(|text: &str| {
         networks: desired.networks,
         ..MeshSnapshot::default()
     };
-    let local = LocalView {
-        node,
-        reach: BTreeMap::new(),
-        withheld: BTreeSet::new(),
-        ceded: BTreeSet::new(),
-        shared: BTreeSet::new(),
-        carried: Carried::default(),
-    };
+    let local = LocalView::new(node);
     let moment = Moment(Duration::from_secs(1));
     let mut planner = Planner::new(Installed::default(), Limits::default(), moment);
     let first = planner.plan(&snapshot, &local, moment);

@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use weir_abi::{Config, DropReason, Ip4, Ip6};
 use weir_loader::{Arrival, DroppedPacket, Flow, FlowName, Trial};
 use weir_mesh::{
-    Balance, Carried, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port,
-    Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
-    TaskName, TaskState,
+    Balance, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port, Problem,
+    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
+    TaskState,
     install::{Frontend, Via},
     plan::{Moment, Planner},
     trace::{self, Answer, Known, Question},
@@ -164,8 +164,7 @@ impl World {
             }
         }
         let (ceded, shared) = (self.ceded.clone(), self.shared.clone());
-        let carried = Carried::default();
-        let local = LocalView { node: own, reach, withheld, ceded, shared, carried };
+        let local = LocalView { reach, withheld, ceded, shared, ..LocalView::new(own) };
         let now = Moment(self.now);
         let plan = self.planner.plan(&self.snapshot, &local, now);
         for op in &plan.ops {

@@ -1,11 +1,11 @@
 //! `/api/v1/drops`: why packets were not forwarded, as the data plane counts it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_loader::DroppedPacket;
-use weir_mesh::{Protocol, Service, ServiceName};
+use weir_mesh::{Protocol, PublishedPort, ServiceName, install::Frontend};
 
 use crate::observe::Observation;
 
@@ -41,8 +41,11 @@ pub fn drops(now: &Observation) -> Drops {
     Drops { counters_at_ms: read.as_millis() as u64, drops }
 }
 
-/// `/api/v1/drops/packets`, over the admin socket alone: the last packets that were not forwarded, the latest
-/// at the end. The kernel keeps 128 for each processor.
+/// So many packets are told at most: a host with a hundred processors remembers thousands.
+const MOST: usize = 256;
+
+/// `/api/v1/drops/packets`, over the admin socket alone: the last packets that were not forwarded, at most 256,
+/// the latest at the end. The kernel keeps 128 for each processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DroppedPackets {
     /// The packets.
@@ -74,13 +77,15 @@ pub struct DroppedView {
 /// The last packets that were not forwarded on this node.
 pub fn dropped_packets(now: &Observation, packets: &[DroppedPacket]) -> DroppedPackets {
     let snapshot = now.view.snapshot.clone().unwrap_or_default();
+    let published = snapshot
+        .services
+        .values()
+        .flat_map(|service| service.ports.iter().map(|port| (Frontend::of(port), &service.name)));
+    let published: BTreeMap<_, _> = published.collect();
     let service = |packet: &DroppedPacket| {
-        let port = packet.destination.port();
-        let published = |service: &&Arc<Service>| {
-            let mut ports = service.ports.iter();
-            ports.any(|it| it.protocol == packet.protocol && it.published.get() == port)
-        };
-        snapshot.services.values().find(published).map(|service| service.name.clone())
+        let port = PublishedPort::new(packet.destination.port())?;
+        let frontend = Frontend { protocol: packet.protocol, port };
+        published.get(&frontend).map(|name| ServiceName::clone(name))
     };
     let view = |packet: &DroppedPacket| DroppedView {
         at_ns: packet.at.as_nanos() as u64,
@@ -92,7 +97,8 @@ pub fn dropped_packets(now: &Observation, packets: &[DroppedPacket]) -> DroppedP
         reason: packet.reason.label().to_owned(),
         meaning: packet.reason.meaning().to_owned(),
     };
-    DroppedPackets { packets: packets.iter().map(view).collect() }
+    let last = &packets[packets.len().saturating_sub(MOST)..];
+    DroppedPackets { packets: last.iter().map(view).collect() }
 }
 
 /// As tcpdump(8) writes them.

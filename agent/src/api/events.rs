@@ -33,7 +33,8 @@ const MOST_PACKETS: usize = 20;
 #[derive(Debug)]
 pub struct Looks {
     last: Look,
-    /// When the last packet came that is known, in nanoseconds since the host began.
+    /// When the last packet came that is known, in nanoseconds since the host began. Not that of the last
+    /// look: an agent that begins anew tells none until its data plane is open.
     known: u64,
 }
 

@@ -125,14 +125,7 @@ impl<K: Kernel> Reconciler<K> {
             audit: now + intervals.audit,
             flows: now + intervals.flows,
         };
-        let local = LocalView {
-            node,
-            reach: BTreeMap::new(),
-            withheld: BTreeSet::new(),
-            ceded: BTreeSet::new(),
-            shared: BTreeSet::new(),
-            carried: Carried::default(),
-        };
+        let local = LocalView::new(node);
         let mut reconciler = Self {
             kernel,
             settings,

@@ -46,12 +46,8 @@ impl World {
             planner: Planner::new(kernel.clone(), limits, now),
             kernel,
             local: LocalView {
-                node: NodeName::new(HERE),
-                reach: BTreeMap::new(),
-                withheld: BTreeSet::new(),
-                ceded: BTreeSet::new(),
-                shared: BTreeSet::new(),
                 carried: Carried { seen: now, backends: BTreeSet::new() },
+                ..LocalView::new(NodeName::new(HERE))
             },
             now,
             limits,

@@ -1,14 +1,14 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     thread,
 };
 
 use weir_mesh::{
-    Carried, Generation, Limits, LocalView, MeshSnapshot, Moment, Node, NodeName, Planner, Port,
-    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
-    ident::Tag, install::Frontend,
+    Generation, Limits, LocalView, MeshSnapshot, Moment, Node, NodeName, Planner, Port, Protocol,
+    PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName, ident::Tag,
+    install::Frontend,
 };
 
 use socket2::{Domain, Socket, Type};
@@ -74,12 +74,8 @@ fn snapshot(protocol: Protocol, published: u16, task: SocketAddr) -> MeshSnapsho
 
 fn apply(proxy: &mut Proxy, snapshot: &MeshSnapshot) {
     let local = LocalView {
-        node: NodeName::new("here"),
         reach: BTreeMap::from([(HERE.into(), Via::Neighbour { ifindex: 0 })]),
-        withheld: BTreeSet::new(),
-        shared: BTreeSet::new(),
-        ceded: BTreeSet::new(),
-        carried: Carried::default(),
+        ..LocalView::new(NodeName::new("here"))
     };
     let now = Moment::default();
     let mut planner = Planner::new(proxy.installed().clone(), Limits::default(), now);
