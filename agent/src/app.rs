@@ -180,10 +180,14 @@ pub async fn run(
     if !joined {
         return Err(anyhow!("the reconciler's thread panicked"));
     }
-    if let Ended::Stopped = outcome {
-        info!(
+    match (&outcome, role) {
+        (Ended::Stopped, Role::Beside) => info!(
             "the agent has stopped; what the kernel forwards goes on, weir uninstall would end that"
-        );
+        ),
+        (Ended::Stopped, Role::Alone) => {
+            info!("the agent has stopped, and what its proxy carried has ended with it");
+        }
+        _ => {}
     }
     Ok(outcome)
 }
