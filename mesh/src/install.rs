@@ -9,7 +9,7 @@ mod dump;
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,17 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// The published port.
     pub port: PublishedPort,
+}
+
+/// A port at a virtual address that packets are routed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RoutedPort {
+    /// The virtual address.
+    pub address: IpAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port: as at connect time, the one where the tasks listen.
+    pub port: TargetPort,
 }
 
 /// What the kernel may do with flows to a backend.
@@ -194,6 +205,9 @@ pub struct Installed {
     pub lists: BTreeMap<ListId, Rules>,
     /// Which record each published port points at.
     pub ports: BTreeMap<Frontend, Slot>,
+    /// Which published port each port at a routed virtual address stands for.
+    #[serde(default)]
+    pub routed: BTreeMap<RoutedPort, Frontend>,
     /// Which local backend a tag means, for one service.
     pub tags: BTreeMap<(ServiceId, Tag), BackendIndex>,
     /// Highest generation that each backend index has had, also of free ones.
@@ -238,8 +252,12 @@ pub enum MapOp {
     RemoveRecord(Slot),
     /// Point a published port at a record (new, or flipped from another).
     Publish(Frontend, Slot),
-    /// Withdraw a published port: packets to it are no longer ours.
+    /// Withdraw a published port: packets to it are no longer ours. Nothing routed stands for it.
     Withdraw(Frontend),
+    /// Let a port at a routed virtual address stand for a published port.
+    SetRouted(RoutedPort, Frontend),
+    /// Packets to a port at a routed virtual address are no longer ours.
+    RemoveRouted(RoutedPort),
     /// Let a tag of a service mean a local backend.
     SetTag(ServiceId, Tag, BackendIndex),
     /// Forget a tag.
@@ -262,6 +280,20 @@ impl fmt::Display for Frontend {
     }
 }
 
+impl RoutedPort {
+    /// Where a packet is sent to, if that may be one: there is no port 0.
+    pub fn new(protocol: Protocol, to: SocketAddr) -> Option<Self> {
+        Some(Self { address: to.ip(), protocol, port: TargetPort::new(to.port())? })
+    }
+}
+
+impl fmt::Display for RoutedPort {
+    /// `10.0.9.2 tcp/80`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.address, self.protocol, self.port)
+    }
+}
+
 impl Region {
     /// Whether it holds no backend at all.
     pub fn is_empty(self) -> bool {
@@ -279,6 +311,15 @@ impl Via {
 // === impl Installed ===
 
 impl Installed {
+    /// The published port that clients meet at an address and port: one that a routed virtual address
+    /// stands for, else the port itself. And whether it is the former.
+    pub fn frontend_at(&self, protocol: Protocol, to: SocketAddr) -> Option<(Frontend, bool)> {
+        match RoutedPort::new(protocol, to).and_then(|at| self.routed.get(&at)) {
+            Some(frontend) => Some((*frontend, true)),
+            None => Some((Frontend { protocol, port: PublishedPort::new(to.port())? }, false)),
+        }
+    }
+
     /// Whether clients of this node are served at a port.
     pub fn serves(&self, frontend: Frontend) -> bool {
         let record = self.ports.get(&frontend).and_then(|slot| self.records.get(slot));

@@ -15,6 +15,7 @@ mod depart;
 mod draft;
 pub(crate) mod extents;
 pub(crate) mod pool;
+mod routed;
 mod run;
 mod steps;
 mod stock;
@@ -29,6 +30,7 @@ use std::{
 
 use serde::Serialize;
 
+pub use self::routed::{Route, routes};
 use self::{
     changes::Memory,
     depart::Departures,
@@ -96,6 +98,8 @@ pub struct Limits {
     /// Address ranges in lists of who may be a client. While a plan is applied there are up to twice
     /// as many: new lists are written before old ones are removed.
     pub ranges: u32,
+    /// Ports at routed virtual addresses.
+    pub routed: u32,
 }
 
 /// What must be done now, what cannot be done, and when to ask again.
@@ -123,6 +127,8 @@ pub enum Resource {
     Services,
     /// Address ranges.
     Ranges,
+    /// Ports at routed virtual addresses.
+    Routed,
 }
 
 /// Something that keeps the mesh from being served as it should be.
@@ -301,6 +307,7 @@ impl Default for Limits {
             nodes: 4_096,
             services: 65_536,
             ranges: 32_768,
+            routed: 32_768,
         }
     }
 }
@@ -313,6 +320,7 @@ impl fmt::Display for Resource {
             Self::Records => "records",
             Self::Services => "service numbers",
             Self::Ranges => "address ranges",
+            Self::Routed => "ports at routed virtual addresses",
         })
     }
 }

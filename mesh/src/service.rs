@@ -346,6 +346,10 @@ pub struct Network {
     /// The addresses on it: nobody outside of the mesh has one of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<IpNet>,
+    /// Whether packets that are routed to a node for a virtual address on it are balanced, too, whoever
+    /// sends them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub routed: bool,
 }
 
 /// A host that runs a weir agent.
@@ -527,6 +531,13 @@ impl PublishMode {
 }
 
 // === impl Node, Service ===
+
+impl Network {
+    /// A network of which no more is known than what people call it.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), subnets: Vec::new(), routed: false }
+    }
+}
 
 impl Node {
     /// A node of which nothing more is known.

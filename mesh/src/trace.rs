@@ -114,6 +114,9 @@ pub enum Pass {
 /// Why there is no task for a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lack {
+    /// A routed virtual address stands for a port that a process of this node, or another plane, has: it
+    /// serves the node's own addresses alone.
+    Withheld,
     /// The service has no active task with an address of the client's family.
     Empty,
     /// Those that were tried take no new flows.
@@ -176,18 +179,27 @@ const TRIES: usize = 4;
 /// What a node with these maps does with the first packet of a flow; `known` is what it remembers of
 /// that flow.
 pub fn trace(installed: &Installed, host: &Host, asked: &Question, known: Option<Known>) -> Answer {
-    let port = PublishedPort::new(asked.to.port());
-    let frontend = port.map(|port| Frontend { protocol: asked.protocol, port });
-    let slot = frontend.and_then(|frontend| installed.ports.get(&frontend));
+    let frontend = match asked.entry {
+        // A socket that names a virtual address is given a task as it connects, whatever is published.
+        Entry::Process => PublishedPort::new(asked.to.port())
+            .map(|port| (Frontend { protocol: asked.protocol, port }, false)),
+        Entry::Wire | Entry::Container => installed.frontend_at(asked.protocol, asked.to),
+    };
+    let routed = frontend.is_some_and(|(_, routed)| routed);
+    let slot = frontend.and_then(|(frontend, _)| installed.ports.get(&frontend));
     let Some(record) = slot.and_then(|slot| installed.records.get(slot)) else {
         let fate = Fate::Passes(Pass::NotPublished);
         return Answer { record: None, rule: None, fate };
     };
-    let asking = Asking { installed, host, asked, record };
+    let asking = Asking { installed, host, asked, record, routed };
     let goes_on = known.is_some_and(|known| {
         asked.entry != Entry::Process && !known.established && asking.continues(known).is_some()
     });
     let (rule, fate) = match asked.entry {
+        Entry::Container if asking.source(asked.client).is_none() => {
+            (None, Fate::Passes(Pass::NoSource))
+        }
+        _ if routed && asking.leaves() && !goes_on => (None, Fate::NoBackend(Lack::Withheld)),
         _ if record.withheld && !goes_on => (None, Fate::Passes(Pass::Withheld)),
         Entry::Process => match asking.by_socket() {
             (_, Fate::NoBackend(_) | Fate::Denied) if asking.leaves() => {
@@ -196,9 +208,6 @@ pub fn trace(installed: &Installed, host: &Host, asked: &Question, known: Option
             told => told,
         },
         _ if asking.leaves() && !goes_on => (None, Fate::Passes(Pass::Withheld)),
-        Entry::Container if asking.source(asked.client).is_none() => {
-            (None, Fate::Passes(Pass::NoSource))
-        }
         Entry::Container if !asking.is_own() => (None, Fate::Passes(Pass::NotOwn)),
         Entry::Container | Entry::Wire => asking.by_packet(known),
     };
@@ -211,6 +220,8 @@ struct Asking<'a> {
     host: &'a Host,
     asked: &'a Question,
     record: &'a ServiceRecord,
+    /// Whether it is about a routed virtual address.
+    routed: bool,
 }
 
 type Rule = Option<(Subnet, bool)>;
@@ -297,7 +308,7 @@ impl Asking<'_> {
     }
 
     fn is_own(&self) -> bool {
-        self.host.own.contains(&self.asked.to.ip())
+        self.routed || self.host.own.contains(&self.asked.to.ip())
     }
 
     /// This node's address of the same family.

@@ -211,6 +211,8 @@ impl Proxy {
             | MapOp::RemoveList(..)
             | MapOp::SetRecord(..)
             | MapOp::RemoveRecord(_) => {}
+            // What is routed to this host and is none of its addresses reaches no socket.
+            MapOp::SetRouted(..) | MapOp::RemoveRouted(_) => {}
         }
     }
 

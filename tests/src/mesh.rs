@@ -46,6 +46,7 @@ struct NetworkEntry {
     name: String,
     subnets: Vec<String>,
     vips: Vec<String>,
+    routed: bool,
 }
 
 /// One service: published ports, and tasks.
@@ -182,7 +183,14 @@ impl Mesh {
     pub fn network(&mut self, name: &str, subnets: &[&str], vips: &[&str]) {
         let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
         let (name, subnets, vips) = (name.to_owned(), texts(subnets), texts(vips));
-        self.networks.push(NetworkEntry { name, subnets, vips });
+        self.networks.push(NetworkEntry { name, subnets, vips, routed: false });
+    }
+
+    /// A network to whose virtual addresses packets are routed, or are not any more.
+    pub fn routed(&mut self, name: &str, routed: bool) {
+        self.networks.retain(|network| network.name != name);
+        let (subnets, vips) = (Vec::new(), Vec::new());
+        self.networks.push(NetworkEntry { name: name.to_owned(), subnets, vips, routed });
     }
 
     fn node(&mut self, name: &str) -> &mut Node {

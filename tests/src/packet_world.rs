@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use weir_abi::{Config, DropReason, Ip4, Ip6};
 use weir_loader::{Arrival, DroppedPacket, Flow, FlowName, Trial};
 use weir_mesh::{
-    Balance, Generation, Installed, LocalView, MeshSnapshot, Node, NodeName, Port, Problem,
-    Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task, TaskName,
-    TaskState,
+    Balance, Generation, Installed, LocalView, MeshSnapshot, Network, NetworkId, Node, NodeName,
+    Port, Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort, Task,
+    TaskName, TaskState,
     install::{Frontend, Via},
     plan::{Moment, Planner},
     trace::{self, Answer, Known, Question},
@@ -79,6 +79,8 @@ impl World {
             let node = Node::new(NodeName::new(name), address.parse()?);
             snapshot.nodes.insert(node.name.clone(), node);
         }
+        let blue = Network { routed: true, ..Network::new("blue") };
+        snapshot.networks.insert(NetworkId::new("blue"), blue);
         let (ceded, shared) = (BTreeSet::new(), BTreeSet::new());
         Ok(Self { trial, planner, snapshot, ceded, shared, now: Duration::ZERO })
     }
@@ -116,6 +118,17 @@ impl World {
         let service = self.snapshot.services.get_mut(&ServiceName::new(name));
         change(Arc::make_mut(service.context("no such service")?));
         self.apply()
+    }
+
+    /// Gives a service virtual addresses on the network `blue`, which packets are routed to.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses the change.
+    pub fn route(&mut self, name: &str, addresses: &[&str]) -> Result<()> {
+        let blue = NetworkId::new("blue");
+        let addresses =
+            addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+        self.change(name, |service| drop(service.vips.insert(blue, addresses)))
     }
 
     /// Leaves the clients of all ports of a service to another plane, or takes them back.

@@ -18,8 +18,8 @@ use proptest::{
 };
 use weir_loader::FlowName;
 use weir_mesh::{
-    Access, Balance, NodeName, Port, Protocol, PublishMode, PublishedPort, Service, ServiceName,
-    TargetPort, Task, TaskName, TaskState,
+    Access, Balance, NetworkId, NodeName, Port, Protocol, PublishMode, PublishedPort, Service,
+    ServiceName, TargetPort, Task, TaskName, TaskState,
     install::{Frontend, Via},
     trace::{Entry, Fate, Question, Served},
 };
@@ -105,14 +105,24 @@ fn service(number: usize) -> impl Strategy<Value = Service> {
         access,
         ports,
         tasks: tasks.into_iter().flatten().collect(),
+        vips: BTreeMap::from([(NetworkId::new("blue"), vips(number))]),
         ..Service::new(ServiceName::new(NAMES[number]))
     })
+}
+
+/// 10.0.9.2 and fd00:9::2 for the first service, and so on.
+fn vips(number: usize) -> Vec<IpAddr> {
+    let last = number as u8 + 2;
+    vec![
+        Ipv4Addr::new(10, 0, 9, last).into(),
+        Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, last.into()).into(),
+    ]
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
     let entry = prop_oneof![3 => Just(Entry::Wire), 1 => Just(Entry::Container)];
-    (protocol, 0_u8..3, 0_u8..4, 80_u16..85, any::<bool>(), entry).prop_map(
+    (protocol, 0_u8..3, 0_u8..6, 80_u16..85, any::<bool>(), entry).prop_map(
         |(protocol, client, to, port, ipv6, entry)| Packet {
             protocol,
             client,
@@ -152,16 +162,20 @@ impl Packet {
             (_, false) => ["10.77.0.101", "10.77.0.102", "192.0.2.7"],
             (_, true) => ["fd77::101", "fd77::102", "2001:db8::7"],
         };
-        let own: [&str; 4] = match self.ipv6 {
-            false => ["10.77.0.11", "10.77.0.11", "10.77.0.21", "10.77.0.12"],
-            true => ["fd77::11", "fd77::11", "fd77::11", "fd77::12"],
+        let own: [&str; 6] = match self.ipv6 {
+            false => {
+                ["10.77.0.11", "10.77.0.11", "10.77.0.21", "10.77.0.12", "10.0.9.2", "10.0.9.3"]
+            }
+            true => ["fd77::11", "fd77::11", "fd77::11", "fd77::12", "fd00:9::2", "fd00:9::3"],
         };
         let to: IpAddr = own[usize::from(self.to)].parse().unwrap();
+        // At a virtual address the target port counts.
+        let port = if self.to > 3 { self.port + 8000 } else { self.port };
         Question {
             protocol: self.protocol,
             client: clients[usize::from(self.client)].parse().unwrap(),
             client_port: Some(client_port),
-            to: SocketAddr::new(to, self.port),
+            to: SocketAddr::new(to, port),
             entry: self.entry,
         }
     }
@@ -226,14 +240,13 @@ fn is_sent(
 ) -> bool {
     let Outcome::Sent(text) = outcome else { return false };
     let record = &world.installed().backends[&backend];
-    let slot = world.installed().ports[&Frontend {
-        protocol: asked.protocol,
-        port: PublishedPort::new(asked.to.port()).unwrap(),
-    }];
+    let (frontend, _) = world.installed().frontend_at(asked.protocol, asked.to).unwrap();
+    let slot = world.installed().ports[&frontend];
     let target = world.installed().records[&slot].target.get();
     let here = !matches!(record.via, Via::Tunnel { .. });
     let to = match (here, asked.to.is_ipv4()) {
-        (false, _) => asked.to,
+        // To other nodes it is known by the published port.
+        (false, _) => SocketAddr::new(asked.to.ip(), frontend.port.get()),
         (true, true) => SocketAddr::new(record.ipv4.unwrap().into(), target),
         (true, false) => SocketAddr::new(record.ipv6.unwrap().into(), target),
     };

@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::{Cases, How, Lab, Network, Probe, Scene, Seen, State, Task, eventually};
+use weir_tests::{
+    Cases, How, Lab, Network, Plane, Probe, Scene, Seen, State, Task, eventually, lab::command,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HTTP: u16 = 80;
@@ -299,4 +301,109 @@ fn a_host_can_be_attached_too_and_a_namespace_may_come_later_than_its_name() {
     });
     cases.note("a namespace that came later", found);
     cases.end(&world.scene).unwrap();
+}
+
+/// `web`, one task a host, at virtual addresses that clients have routes to, over a host each.
+fn routed(plane: Plane) -> Scene {
+    let mut scene = Scene::on(plane, Lab::builder()).unwrap();
+    scene.task("web", "n1", "web.1").unwrap();
+    scene.task("web", "n2", "web.2").unwrap();
+    let web = scene.mesh.service("web");
+    web.publish("8080:80").publish("5353:53/udp").vip("blue", &Network::addresses(VIP));
+    // Its ports at the hosts' addresses are those of `web` at the virtual ones.
+    scene.task("other", "n1", "other.1").unwrap();
+    scene.mesh.service("other").publish("80:80").publish("53:53/udp");
+    scene.mesh.routed("blue", true);
+    scene.start().unwrap();
+    lead(&scene, "n1");
+    scene
+}
+
+/// Has the client's packets for virtual addresses go to a host.
+fn lead(scene: &Scene, host: &str) {
+    let via = scene.lab.host(host).addresses();
+    for (via, pool) in via.iter().zip(["10.0.9.0/24", "fd00:9::/64"]) {
+        let words = ["route", "replace", pool, "via", &via.to_string()];
+        let done = scene.lab.client("c1").output(command("ip", &words)).unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+#[test]
+fn packets_that_are_routed_to_a_virtual_address_are_balanced_over_all_tasks() {
+    let mut scene = routed(Plane::Ebpf);
+    let mut cases = Cases::default();
+    let v4_and_v6 = || Network::addresses(VIP).into_iter().zip(scene.lab.client("c1").addresses());
+    let ask = |cases: &mut Cases, what: &str| {
+        for (vip, own) in v4_and_v6() {
+            for (how, port) in [(How::Tcp, HTTP), (How::Udp, ECHO)] {
+                let target = SocketAddr::new(vip, port);
+                let ask = |_| scene.lab.client("c1").ask(&Probe::new(how, target));
+                let seen: Vec<Seen> = (0..6).map(ask).collect();
+                let checked = answered(&seen, target, &["web.1", "web.2"])
+                    .and_then(|()| seen.iter().try_for_each(|it| it.client_kept(*own).map(drop)));
+                cases.note(format!("{what}, {how:?} to {target}"), checked);
+            }
+        }
+    };
+    ask(&mut cases, "over n1");
+    // A connection goes on, through a task of each host.
+    let targets = || Network::addresses(VIP).into_iter().map(|vip| SocketAddr::new(vip, ECHO));
+    for target in targets() {
+        let mut talk =
+            Probe::new(How::UdpConnected, target).open_in(scene.lab.client("c1").netns());
+        let first = talk.as_mut().unwrap().ask().task;
+        let stays = (0..5).all(|_| talk.as_mut().unwrap().ask().task == first);
+        let stays = (first.is_some() && stays).then_some(()).context("another task answered");
+        cases.note(format!("a socket's datagrams to {target}"), stays);
+    }
+    // Containers, by the route that their host has for everything; their own hosts stand in for them.
+    for task in ["web.1", "web.2"] {
+        for target in targets() {
+            let seen = scene.tasks[task].probe(&vec![Probe::new(How::Udp, target); 6]).unwrap();
+            let checked = answered(&seen, target, &["web.1", "web.2"]);
+            cases.note(format!("from the container {task} to {target}"), checked);
+        }
+    }
+    // What is at the hosts' own addresses is somebody else's.
+    for target in scene.lab.host("n2").targets(HTTP) {
+        let seen = scene.lab.client("c1").ask(&Probe::tcp(target));
+        cases.note(format!("to {target}"), seen.by("other.1").map(drop));
+    }
+    let flows = scene.agent("n1").cli(&["flows", "--service", "web"]).unwrap();
+    let named = flows.contains("10.0.9.2:80").then_some(()).context(flows);
+    cases.note("weir flows names the virtual address", named);
+    let client = scene.lab.client("c1").addresses()[0].to_string();
+    let trace = scene.agent("n1").cli(&["trace", &client, "10.0.9.2:80"]).unwrap();
+    let told = ["served", "web.1", "web.2"].iter().all(|word| trace.contains(word));
+    cases.note("weir trace says who is served", told.then_some(()).context(trace));
+    lead(&scene, "n2");
+    ask(&mut cases, "over n2");
+    cases.note("nothing is lost", ensure_no_drops(&scene));
+
+    scene.mesh.routed("blue", false);
+    scene.apply().unwrap();
+    for target in targets() {
+        let seen = scene.lab.client("c1").ask(&Probe::new(How::Udp, target));
+        let left = || {
+            ensure!(seen.task.is_none(), "{seen}");
+            Ok(())
+        };
+        cases.note(format!("{target}, not routed any more"), left());
+    }
+    cases.end(&scene).unwrap();
+}
+
+fn ensure_no_drops(scene: &Scene) -> Result<()> {
+    let drops = scene.drops();
+    ensure!(drops.is_empty(), "{drops}");
+    Ok(())
+}
+
+#[test]
+fn a_proxy_says_that_it_does_not_serve_what_is_routed() {
+    let scene = routed(Plane::Proxy);
+    let status = scene.agent("n1").api("/api/v1/status").unwrap().body;
+    assert!(status.contains("network blue: routed = true"), "{status}");
+    scene.lab.finish().unwrap();
 }

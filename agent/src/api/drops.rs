@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_loader::DroppedPacket;
-use weir_mesh::{Protocol, PublishedPort, ServiceName, install::Frontend};
+use weir_mesh::{
+    Protocol, PublishedPort, ServiceName,
+    install::{Frontend, RoutedPort},
+    plan::routes,
+};
 
 use crate::observe::Observation;
 
@@ -82,7 +86,12 @@ pub fn dropped_packets(now: &Observation, packets: &[DroppedPacket]) -> DroppedP
         .values()
         .flat_map(|service| service.ports.iter().map(|port| (Frontend::of(port), &service.name)));
     let published: BTreeMap<_, _> = published.collect();
+    let routed = routes(&snapshot);
     let service = |packet: &DroppedPacket| {
+        let at = RoutedPort::new(packet.protocol, packet.destination)?;
+        if let Some(route) = routed.get(&at) {
+            return Some(route.service.clone());
+        }
         let port = PublishedPort::new(packet.destination.port())?;
         let frontend = Frontend { protocol: packet.protocol, port };
         published.get(&frontend).map(|name| ServiceName::clone(name))

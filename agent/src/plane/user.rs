@@ -14,7 +14,7 @@ use weir_loader::{
     Answers, Attachments, Counters, Dataplane, Error, FlowCensus, Options, SocketLookup, Stats,
 };
 use weir_mesh::{
-    Ident, Installed, Limits, MapOp, MeshSnapshot, PublishedPort,
+    Ident, Installed, Limits, MapOp, MeshSnapshot, Network, PublishedPort,
     install::{BackendIndex, Frontend, Via},
     vip::{InstalledVips, SpaceCookie, VipKey, VipLimits, VipOp},
 };
@@ -172,7 +172,15 @@ impl Kernel for UserPlane {
                  see this node; give it CAP_NET_ADMIN, or use proxy_protocol"
             )
         };
-        named.map(explain).collect()
+        let routed = snapshot.networks.values().filter(|network| network.routed);
+        let lead_elsewhere = |network: &Network| {
+            format!(
+                "network {}: routed = true: the proxy of this node does not serve packets for virtual \
+                 addresses; lead them to nodes whose kernel does",
+                network.name
+            )
+        };
+        named.map(explain).chain(routed.map(lead_elsewhere)).collect()
     }
 
     fn limits(&self) -> Limits {

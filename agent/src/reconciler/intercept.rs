@@ -103,7 +103,7 @@ mod tests {
     fn led(networks: Networks, spaces: &[Space]) -> BTreeMap<String, String> {
         let mut snapshot = MeshSnapshot::default();
         for (id, name) in [("1", "blue"), ("2", "green")] {
-            let network = Network { name: name.to_owned(), subnets: Vec::new() };
+            let network = Network::new(name);
             snapshot.networks.insert(NetworkId::new(id), network);
         }
         let servers = [[172, 18, 0, 1].into(), [10, 0, 0, 11].into()].into();

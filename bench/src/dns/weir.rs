@@ -77,7 +77,7 @@ fn mesh(names: usize, generation: u64) -> Result<MeshSnapshot> {
     let mut snapshot = MeshSnapshot::build(Generation(generation), vec![node], services)
         .ok()
         .context("the mesh does not fit together")?;
-    let network = Network { name: "blue".to_owned(), subnets: Vec::new() };
+    let network = Network::new("blue");
     snapshot.networks.insert(blue.clone(), network);
     Ok(snapshot)
 }

@@ -139,7 +139,7 @@ impl World {
             let subnets = subnets.iter().map(|text| text.parse().unwrap()).collect();
             snapshot
                 .networks
-                .insert(NetworkId::new(name), Network { name: name.to_owned(), subnets });
+                .insert(NetworkId::new(name), Network { subnets, ..Network::new(name) });
         }
         let settings = ZoneSettings {
             domain: from_text("weir.").unwrap(),

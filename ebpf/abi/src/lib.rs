@@ -19,7 +19,7 @@ mod vip;
 pub use address::{Ip4, Ip6};
 pub use reason::{DropReason, REASONS};
 pub use tunnel::{SENDER_MAC, TUNNEL_MAC, Tag};
-pub use vip::{Space, Vip, VipKey};
+pub use vip::{RoutedKey, Space, Vip, VipKey, routed_port, routing_cell};
 
 /// Version of the layout of all maps. Part of the pin path.
 pub const LAYOUT: u32 = 2;
@@ -50,6 +50,8 @@ pub mod size {
     pub const SPACES: u32 = 1 << 14;
     /// Networks that one namespace is attached to.
     pub const SPACE_NETWORKS: usize = 63;
+    /// Ports at routed virtual addresses.
+    pub const ROUTED: u32 = 1 << 15;
     /// Packets of each CPU that were not forwarded and are remembered.
     pub const LAST_DROPS: u32 = 128;
     /// Flows a table, unless user space chooses otherwise.
@@ -380,6 +382,9 @@ pub mod flow_flag {
     pub const SOURCE_NAT: u8 = 16;
     /// Came from another node, which could not serve it: it goes no further than one more node.
     pub const HOPPED: u8 = 32;
+    /// Entered here by a routed virtual address, where a port may mean something else than at the node's own
+    /// addresses.
+    pub const ROUTED: u8 = 64;
 }
 
 /// A flow from a client: which task it has.

@@ -1,6 +1,6 @@
 //! Virtual addresses of services on networks that containers share.
 
-use crate::{Ip6, Region, size};
+use crate::{Ip6, Region, flow_flag, size};
 
 /// Which networks a network namespace is attached to: value of `SPACES`, by the namespace's cookie.
 #[repr(C)]
@@ -45,3 +45,32 @@ pub struct Vip {
     pub stride: u32,
 }
 const _: () = assert!(size_of::<Vip>() == 40);
+
+/// Positions in `ROUTING`.
+pub mod routing_cell {
+    /// Not 0 when there may be something in `ROUTED`, which is looked at for every packet then.
+    pub const ANY: u32 = 0;
+    /// Always 0, which the verifier cannot know.
+    pub const ZERO: u32 = 1;
+}
+
+/// The value in `ROUTED` for a published port, in the machine's order: with [`flow_flag::ROUTED`] above it.
+pub const fn routed_port(published: u16) -> u32 {
+    (flow_flag::ROUTED as u32) << 16 | published as u32
+}
+
+/// A port at a virtual address that packets are routed to: key of `ROUTED`, whose values are the published
+/// ports that they stand for ([`routed_port`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoutedKey {
+    /// The address; IPv4 as `::ffff:a.b.c.d`.
+    pub addr: Ip6,
+    /// The port.
+    pub port: [u8; 2],
+    /// 1 for UDP.
+    pub udp: u16,
+    /// Padding.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<RoutedKey>() == 24);

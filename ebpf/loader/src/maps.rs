@@ -11,7 +11,7 @@ use aya::{
 };
 use weir_abi::{
     Backend, Config, Counters, DroppedPacket, FlowKey, Forward, Ip4, Ip6, Load, Node, PortCell,
-    Range, Reverse, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
+    Range, Reverse, RoutedKey, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
 };
 
 use crate::{
@@ -26,6 +26,8 @@ type Key6 = FlowKey<Ip6>;
 pub(crate) struct Maps {
     pub(crate) config: Mapped<Config>,
     pub(crate) ports: Mapped<PortCell>,
+    pub(crate) routed: Table<RoutedKey, u32>,
+    pub(crate) routing: Mapped<u32>,
     pub(crate) records: Mapped<Service>,
     pub(crate) access: Table<Range, u32>,
     pub(crate) picks: Mapped<u32>,
@@ -57,6 +59,8 @@ impl Maps {
         Ok(Self {
             config: mapped(object, "CONFIG")?,
             ports: mapped(object, "PORTS")?,
+            routed: table(object, "ROUTED")?,
+            routing: mapped(object, "ROUTING")?,
             records: mapped(object, "RECORDS")?,
             access: table(object, "ACCESS")?,
             picks: mapped(object, "PICKS")?,

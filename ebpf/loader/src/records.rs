@@ -12,7 +12,7 @@ use weir_mesh::{
     ident::Tag,
     install::{
         BackendGeneration, BackendRecord, BackendState, ListId, NodeIndex, NodeRecord, Region,
-        ServiceId, ServiceRecord, Via,
+        RoutedPort, ServiceId, ServiceRecord, Via,
     },
 };
 
@@ -239,6 +239,22 @@ pub(crate) fn frontend_at(cell: u32) -> Option<weir_mesh::install::Frontend> {
 pub(crate) fn cell_of(frontend: weir_mesh::install::Frontend) -> u32 {
     let udp = matches!(frontend.protocol, weir_mesh::Protocol::Udp);
     abi::port_cell(udp, frontend.port.get().to_be_bytes())
+}
+
+/// A port at a routed virtual address.
+pub(crate) fn routed_to_abi(at: RoutedPort) -> abi::RoutedKey {
+    let udp = u16::from(at.protocol == weir_mesh::Protocol::Udp);
+    abi::RoutedKey { addr: wide(at.address), port: at.port.get().to_be_bytes(), udp, pad: 0 }
+}
+
+/// The inverse of [`routed_to_abi`].
+pub(crate) fn routed_from_abi(key: &abi::RoutedKey) -> Option<RoutedPort> {
+    let protocol = match key.udp {
+        0 => weir_mesh::Protocol::Tcp,
+        _ => weir_mesh::Protocol::Udp,
+    };
+    let port = TargetPort::new(u16::from_be_bytes(key.port))?;
+    Some(RoutedPort { address: narrow(key.addr), protocol, port })
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use weir_abi::{Load, PortCell, TagKey, backend_state, balance};
+use weir_abi::{Load, PortCell, TagKey, backend_state, balance, routing_cell};
 use weir_mesh::{
-    Installed, MapOp,
+    Installed, MapOp, PublishedPort,
     ident::Tag,
     install::{
         BackendGeneration, BackendIndex, BackendRecord, Frontend, NodeIndex, Region, ServiceId,
@@ -50,6 +50,7 @@ impl Store {
             // A plan writes new lists before it removes those that they take the place of, so what was
             // and what will be are there at the same time. The map has no room for more than it says.
             ranges: self.maps.access.capacity() / 2,
+            routed: self.maps.routed.capacity(),
         }
     }
 
@@ -83,6 +84,15 @@ impl Store {
             let frontend = frontend_at(cell).filter(|_| record != 0);
             ports.extend(frontend.map(|frontend| (frontend, Slot(record))));
         })?;
+        let what = || "list the ports at routed virtual addresses".to_owned();
+        for key in self.maps.routed.keys().tried(what)? {
+            let port = self.maps.routed.get(&key).tried(what)?;
+            let to = records::routed_from_abi(&key).zip(port);
+            installed.routed.extend(to.and_then(|(at, port)| {
+                let port = PublishedPort::new(port as u16)?;
+                Some((at, Frontend { protocol: at.protocol, port }))
+            }));
+        }
         let what = || "list who may be a client".to_owned();
         for range in self.maps.access.keys().tried(what)? {
             let may = self.maps.access.get(&range).tried(what)?;
@@ -165,6 +175,19 @@ impl Store {
                 maps.ports.publish(cell_of(*frontend), 0, 0)?;
                 if let Some(counters) = self.counters.remove(frontend) {
                     self.free_counters.push(counters);
+                }
+            }
+            MapOp::SetRouted(at, frontend) => {
+                maps.routing.set(routing_cell::ANY, 1)?;
+                let what = || format!("let {at} stand for {frontend}");
+                let port = weir_abi::routed_port(frontend.port.get());
+                maps.routed.set(&records::routed_to_abi(*at), &port).tried(what)?;
+            }
+            MapOp::RemoveRouted(at) => {
+                let what = || format!("no longer serve {at}");
+                maps.routed.remove(&records::routed_to_abi(*at)).tried(what)?;
+                if maps.routed.is_empty().tried(what)? {
+                    maps.routing.set(routing_cell::ANY, 0)?;
                 }
             }
             MapOp::SetTag(service, tag, index) => {

@@ -128,6 +128,12 @@ impl<K: Copy, V: Copy> Table<K, V> {
         }
     }
 
+    /// Whether nothing is in it.
+    pub(crate) fn is_empty(&self) -> io::Result<bool> {
+        let mut first = MaybeUninit::<K>::uninit();
+        Ok(!sys::next_key(self.fd.as_fd(), None, first.as_mut_ptr())?)
+    }
+
     /// All keys, one call each: for small tables, and kernels without batches of this kind.
     pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
         let mut keys: Vec<K> = Vec::new();

@@ -6,7 +6,8 @@ use aya_ebpf::{
 };
 use weir_abi::{
     Backend, Client, Config, Counters, DropReason, FlowKey, Forward, Ip6, Load, PortCell, Region,
-    Reverse, Service, Timeouts, backend_state, balance, flow_flag, port_cell, service_flag, via,
+    Reverse, RoutedKey, Service, Timeouts, backend_state, balance, flow_flag, port_cell,
+    routing_cell, service_flag, via,
 };
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     hash,
     maps::{
         ACCESS, BACKEND_STATS, BACKENDS, CONFIG, FRONTEND_STATS, LOADS, PICKS, PORTS, RECORDS,
-        TURNS,
+        ROUTED, ROUTING, TURNS,
     },
     packet::{Packet, tcp_flag},
     skb::{Skb, now, random},
@@ -30,6 +31,9 @@ const PORT_TRIES: u32 = 16;
 
 /// Source ports below this are not given to translated flows.
 const FIRST_ALIAS: u32 = 1024;
+
+/// Flags that mean nothing on the way back.
+const OF_FORWARD: u8 = flow_flag::SOURCE_NAT | flow_flag::HOPPED | flow_flag::ROUTED;
 
 /// Where a flow enters this node.
 #[derive(Clone, Copy)]
@@ -49,6 +53,11 @@ pub struct Origin {
 pub struct Frontend {
     pub cell: PortCell,
     pub service: &'static Service,
+    /// The published port.
+    pub port: [u8; 2],
+    /// `flow_flag::ROUTED` if the client named a routed virtual address, which is this node's as much as any
+    /// other's; else 0.
+    pub routed: u8,
 }
 
 /// A backend and its position.
@@ -80,7 +89,32 @@ pub fn frontend(udp: bool, port: [u8; 2]) -> Option<Frontend> {
         return None;
     }
     let service = RECORDS.get(cell.record)?;
-    Some(Frontend { cell, service })
+    Some(Frontend { cell, service, port, routed: 0 })
+}
+
+/// What an address and port mean to clients: at a routed virtual address a port stands for a published one,
+/// by which other nodes know it.
+///
+/// If the verifier could tell the two cases apart, it would go through all that follows twice, and through
+/// most of that several times.
+#[inline(always)]
+pub fn frontend_at<F: Family>(addr: F::Addr, udp: bool, port: [u8; 2]) -> Option<Frontend> {
+    let mut meant = u32::from(u16::from_be_bytes(port)) | routing(routing_cell::ZERO);
+    if routing(routing_cell::ANY) != 0 {
+        let key = RoutedKey { addr: F::wide(addr), port, udp: udp.into(), pad: 0 };
+        if let Some(published) = ROUTED.get_ptr(key) {
+            // SAFETY: a value of a map.
+            meant = unsafe { published.read_volatile() };
+        }
+    }
+    let found = frontend(udp, (meant as u16).to_be_bytes())?;
+    Some(Frontend { routed: (meant >> 16) as u8, ..found })
+}
+
+#[inline(always)]
+fn routing(at: u32) -> u32 {
+    // SAFETY: a cell of a map.
+    ROUTING.get_ptr(at).map_or(0, |cell| unsafe { cell.read_volatile() })
 }
 
 /// What the programs know of the host.
@@ -350,7 +384,8 @@ pub fn remember<F: Family>(
     if origin.hopped {
         flow.flags |= flow_flag::HOPPED;
     }
-    if choice.backend.via != via::TUNNEL || origin.translate {
+    flow.flags |= frontend.routed;
+    if choice.backend.via != via::TUNNEL || origin.translate || frontend.routed != 0 {
         let seen = reverse_for::<F>(packet, frontend, choice, &flow, config)?;
         if seen != packet.key.sport {
             flow.alias = seen;
@@ -375,7 +410,7 @@ pub fn reverse_for<F: Family>(
     let mut key = FlowKey {
         src: if remote { packet.key.dst } else { F::addr(choice.backend) },
         dst: client,
-        sport: if remote { packet.key.dport } else { frontend.service.target },
+        sport: if remote { frontend.port } else { frontend.service.target },
         dport: port,
         protocol: packet.key.protocol,
     };
@@ -389,7 +424,7 @@ pub fn reverse_for<F: Family>(
         last: flow.last,
         service: flow.service,
         node: flow.from,
-        flags: flow.flags & !(flow_flag::SOURCE_NAT | flow_flag::HOPPED),
+        flags: flow.flags & !OF_FORWARD,
         pad: 0,
     };
     ensure_reverse::<F>(&mut key, &value, &frontend.service.timeouts)

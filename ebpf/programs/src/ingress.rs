@@ -18,7 +18,8 @@ use weir_abi::{Backend, Config, DropReason, FlowKey, Forward, Tag, balance, flow
 /// Decides about a packet on an uplink, which may be for a published port of this node.
 #[inline(always)]
 pub fn from_wire<F: Answer>(skb: Skb, packet: &Packet<F::Addr>, config: &Config) -> Fate<F::Addr> {
-    let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
+    let key = &packet.key;
+    let Some(frontend) = flow::frontend_at::<F>(key.dst, packet.is_udp(), key.dport) else {
         return Fate::pass(packet);
     };
     let origin = Origin { from: 0, ifindex: skb.ifindex(), translate: false, hopped: false };
@@ -39,7 +40,9 @@ pub fn enter<F: Answer>(
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map; racing writers write the same or lose.
         let flow = unsafe { &mut *flow };
-        let anew = withheld && packet.is_syn() && flow.flags & flow_flag::ESTABLISHED != 0;
+        // What the address stood for when the flow began, it does not any more.
+        let other = (flow.flags ^ frontend.routed) & flow_flag::ROUTED != 0;
+        let anew = other || withheld && packet.is_syn() && flow.flags & flow_flag::ESTABLISHED != 0;
         if let Some(choice) = continues(flow, packet, &frontend.service.timeouts, now())
             && !anew
         {
@@ -51,6 +54,10 @@ pub fn enter<F: Answer>(
             // What follows must not be taken for the client's last connection.
             let _ = F::forward().remove(packet.key);
         }
+    }
+    if withheld && frontend.routed != 0 {
+        // Whoever has the port has it at the node's own addresses.
+        return Fate::answer(packet, DropReason::NoBackend, origin);
     }
     if withheld {
         return Fate::pass(packet);
@@ -75,7 +82,8 @@ fn touch<F: Answer>(
     }
     flow.flags = flags;
     flow.last = now;
-    if choice.backend.via != via::TUNNEL || flags & flow_flag::SOURCE_NAT != 0 {
+    if choice.backend.via != via::TUNNEL || flags & (flow_flag::SOURCE_NAT | flow_flag::ROUTED) != 0
+    {
         // A clash is impossible here: the flow owns its reverse key. A full table is reported when
         // the next flow begins.
         let _ = reverse_for::<F>(packet, frontend, choice, flow, config);
@@ -92,7 +100,7 @@ fn begin<F: Answer>(
     config: &Config,
 ) -> Fate<F::Addr> {
     let own_socket = origin.ifindex == 0;
-    if !own_socket && !F::is_local(packet.key.dst) {
+    if !own_socket && frontend.routed == 0 && !F::is_local(packet.key.dst) {
         return Fate::pass(packet);
     }
     let opens = packet.is_syn() || packet.is_udp();
@@ -168,7 +176,7 @@ pub fn deliver<F: Answer>(
         src: if translated { F::source(config) } else { packet.key.src },
         dst: if remote { packet.key.dst } else { F::addr(backend) },
         sport: if flow.alias == [0; 2] { packet.key.sport } else { flow.alias },
-        dport: if remote { packet.key.dport } else { frontend.service.target },
+        dport: if remote { frontend.port } else { frontend.service.target },
         ..packet.key
     };
     let own_socket = flow.ifindex == 0 && flow.from == 0;

@@ -7,7 +7,8 @@ use aya_ebpf::{
 };
 use weir_abi::{
     Backend, Client, Config, Counters, DroppedPacket, FlowKey, Forward, Ip4, Ip6, Load, Node,
-    PortCell, REASONS, Reverse, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey, size,
+    PortCell, REASONS, Reverse, RoutedKey, Service, SocketKey, SocketPeer, Space, TagKey, Vip,
+    VipKey, size,
 };
 
 /// Cell 0: what the programs know of the host.
@@ -17,6 +18,14 @@ pub static CONFIG: Array<Config> = Array::pinned(1, BPF_F_MMAPABLE);
 /// Published ports: `weir_abi::port_cell` is the index.
 #[map]
 pub static PORTS: Array<PortCell> = Array::pinned(size::PORTS, BPF_F_MMAPABLE);
+
+/// Published ports by what stands for them at virtual addresses that packets are routed to.
+#[map]
+pub static ROUTED: HashMap<RoutedKey, u32> = HashMap::pinned(size::ROUTED, BPF_F_NO_PREALLOC);
+
+/// By `weir_abi::routing_cell`.
+#[map]
+pub static ROUTING: Array<u32> = Array::pinned(2, BPF_F_MMAPABLE);
 
 /// Service records.
 #[map]

@@ -25,11 +25,15 @@ pub fn from_container<F: Answer>(
         // SAFETY: a value of a map; racing writers write the same or lose.
         return send_back::<F>(skb, packet, unsafe { &mut *back }, config);
     }
-    let Some(frontend) = flow::frontend(packet.is_udp(), packet.key.dport) else {
+    let key = &packet.key;
+    let Some(frontend) = flow::frontend_at::<F>(key.dst, packet.is_udp(), key.dport) else {
         return Fate::pass(packet);
     };
+    if frontend.routed == 0 && !F::is_local(key.dst) {
+        return Fate::pass(packet);
+    }
     // A node without an address in this family cannot stand in for its containers.
-    if !F::is_local(packet.key.dst) || F::source(config) == F::Addr::default() {
+    if F::source(config) == F::Addr::default() {
         return Fate::pass(packet);
     }
     // The way back is over the bridge, whose neighbours are known, not over its port.
@@ -71,7 +75,7 @@ pub fn send_back<F: Answer>(
         ..packet.key
     };
     if back.node == 0
-        && let Some(frontend) = flow::frontend(packet.is_udp(), new.sport)
+        && let Some(frontend) = flow::frontend_at::<F>(new.src, packet.is_udp(), new.sport)
     {
         account(skb, Direction::ToClient, frontend.cell.counters, back.backend);
     }

@@ -77,7 +77,7 @@ fn networks(words: &Words<'_>) -> BTreeMap<NetworkId, Network> {
     let own = declared.filter(|(_, network)| !network.ingress);
     own.map(|(id, network)| {
         let subnets = network.subnets.iter().filter_map(|subnet| subnet.parse().ok()).collect();
-        (id.clone(), Network { name: network.name.clone(), subnets })
+        (id.clone(), Network { subnets, ..Network::new(&network.name) })
     })
     .collect()
 }

@@ -35,6 +35,9 @@ pub enum Violation {
     /// The port is not published.
     #[error("port {0} is not published")]
     NotPublished(Frontend),
+    /// A port at a routed virtual address must not be led to another service, or to nobody.
+    #[error("something routed stands for port {0}")]
+    Routed(Frontend),
     /// A use of a backend index has one task for life; another task needs a new generation.
     #[error("backend {} changed its identity within one generation", .0.0)]
     Identity(BackendIndex),
@@ -88,6 +91,8 @@ impl Installed {
             MapOp::RemoveRecord(slot) => drop(self.records.remove(slot)),
             MapOp::Publish(frontend, slot) => drop(self.ports.insert(*frontend, *slot)),
             MapOp::Withdraw(frontend) => drop(self.ports.remove(frontend)),
+            MapOp::SetRouted(at, frontend) => drop(self.routed.insert(*at, *frontend)),
+            MapOp::RemoveRouted(at) => drop(self.routed.remove(at)),
             MapOp::SetTag(service, tag, index) => {
                 self.tags.insert((*service, *tag), *index);
             }
@@ -114,9 +119,15 @@ impl Installed {
             }
             MapOp::SetRecord(slot, record) => self.check_set_record(*slot, record),
             MapOp::RemoveRecord(slot) => self.check_remove_record(*slot),
-            MapOp::Publish(_, slot) => present("record", slot.0, self.records.get(slot)).map(drop),
-            MapOp::Withdraw(frontend) if self.ports.contains_key(frontend) => Ok(()),
-            MapOp::Withdraw(frontend) => Err(Violation::NotPublished(*frontend)),
+            MapOp::Publish(frontend, slot) => self.check_publish(*frontend, *slot),
+            MapOp::Withdraw(frontend) => {
+                self.check_published(*frontend)?;
+                self.check_not_routed(*frontend)
+            }
+            MapOp::SetRouted(_, frontend) => self.check_published(*frontend),
+            MapOp::RemoveRouted(at) => {
+                present("routed port", at.port.get().into(), self.routed.get(at)).map(drop)
+            }
             MapOp::SetTag(service, tag, index) => self.check_set_tag(*service, *tag, *index),
             MapOp::RemoveTag(service, tag) => {
                 present("tag", tag.0, self.tags.get(&(*service, *tag))).map(drop)
@@ -196,6 +207,25 @@ impl Installed {
     fn check_remove_record(&self, slot: Slot) -> Result<(), Violation> {
         present("record", slot.0, self.records.get(&slot))?;
         free("record", slot.0, !self.ports.values().any(|used| *used == slot))
+    }
+
+    fn check_publish(&self, frontend: Frontend, slot: Slot) -> Result<(), Violation> {
+        let new = present("record", slot.0, self.records.get(&slot))?;
+        let old = self.ports.get(&frontend).and_then(|old| self.records.get(old));
+        match old {
+            Some(old) if old.ident != new.ident => self.check_not_routed(frontend),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_published(&self, frontend: Frontend) -> Result<(), Violation> {
+        let published = self.ports.contains_key(&frontend);
+        if published { Ok(()) } else { Err(Violation::NotPublished(frontend)) }
+    }
+
+    fn check_not_routed(&self, frontend: Frontend) -> Result<(), Violation> {
+        let routed = self.routed.values().any(|to| *to == frontend);
+        if routed { Err(Violation::Routed(frontend)) } else { Ok(()) }
     }
 
     fn check_set_tag(

@@ -26,6 +26,9 @@ impl Installed {
         for (frontend, slot) in &self.ports {
             writeln!(out, "PORT {frontend} -> SLOT {}", slot.0)?;
         }
+        for (at, frontend) in &self.routed {
+            writeln!(out, "ROUTED {at} -> PORT {frontend}")?;
+        }
         for (slot, record) in &self.records {
             writeln!(out, "RECORD {} {record}", slot.0)?;
         }

@@ -63,6 +63,11 @@ impl Memory {
         self.claims.get(&frontend)?.first()
     }
 
+    /// Whether a service is in the snapshot.
+    pub(super) fn knows(&self, service: Ident) -> bool {
+        self.names.contains_key(&service)
+    }
+
     fn claim(&mut self, name: &ServiceName, claims: &BTreeSet<Frontend>) {
         for frontend in claims {
             self.claims.entry(*frontend).or_default().insert(name.clone());
@@ -132,8 +137,7 @@ impl<'a> Run<'a> {
         for id in planner.draft.services() {
             let ident = planner.draft.hold(id).and_then(|hold| hold.ident);
             let present = ident.is_some_and(|ident| {
-                planner.memory.names.contains_key(&ident)
-                    && planner.draft.service_id(ident) == Some(id)
+                planner.memory.knows(ident) && planner.draft.service_id(ident) == Some(id)
             });
             if !present {
                 planner.memory.gone.insert(id);

@@ -93,6 +93,8 @@ impl Draft {
             | MapOp::FreeRegion { .. }
             | MapOp::WriteList(..)
             | MapOp::RemoveList(..)
+            | MapOp::SetRouted(..)
+            | MapOp::RemoveRouted(_)
             | MapOp::SetTag(..)
             | MapOp::RemoveTag(..) => {}
         }

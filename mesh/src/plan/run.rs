@@ -54,6 +54,7 @@ impl<'a> Run<'a> {
 
     /// Plans whatever has changed or is due.
     pub(super) fn plan(mut self) -> Plan {
+        let routed = self.routed_now();
         let first = self.forget_if_new();
         if first {
             self.sweep();
@@ -67,6 +68,7 @@ impl<'a> Run<'a> {
             let mut todo = self.unsettled();
             self.carry_out(&mut todo, false);
         }
+        self.route(routed);
         self.remove_idle_nodes();
         self.finish()
     }

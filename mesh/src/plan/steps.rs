@@ -10,8 +10,10 @@ pub(super) struct Steps {
     phases: [Vec<MapOp>; PHASES],
 }
 
-const PHASES: usize = 13;
-const REMOVE_TAG: usize = 10;
+const PHASES: usize = 15;
+const DOWNGRADE: usize = 7;
+const FREES: usize = 10;
+const REMOVE_TAG: usize = 12;
 
 impl Steps {
     /// Adds an operation.
@@ -28,12 +30,12 @@ impl Steps {
     /// Adds a backend that takes fewer flows than before. It must first leave the regions that are
     /// picked from, or flows would meet it there.
     pub(super) fn push_downgrade(&mut self, op: MapOp) {
-        self.phases[6].push(op);
+        self.phases[DOWNGRADE].push(op);
     }
 
     /// Whether anything is taken away that can be used again later.
     pub(super) fn frees_something(&self) -> bool {
-        self.phases[8..].iter().any(|phase| !phase.is_empty())
+        self.phases[FREES..].iter().any(|phase| !phase.is_empty())
     }
 
     /// The operations in the order of application.
@@ -51,13 +53,16 @@ fn phase(op: &MapOp) -> usize {
         MapOp::WriteRegion { .. } | MapOp::WriteList(..) => 2,
         MapOp::SetRecord(..) => 3,
         MapOp::SetTag(..) => 4,
-        MapOp::Publish(..) => 5,
-        // 6: backends that take fewer flows than before.
-        MapOp::Withdraw(_) => 7,
-        MapOp::RemoveRecord(_) => 8,
-        MapOp::FreeRegion { .. } | MapOp::RemoveList(..) => 9,
+        // What stands for a port that goes to another service must not lead there.
+        MapOp::RemoveRouted(_) => 5,
+        MapOp::Publish(..) => 6,
+        // DOWNGRADE: backends that take fewer flows than before.
+        MapOp::SetRouted(..) => 8,
+        MapOp::Withdraw(_) => 9,
+        MapOp::RemoveRecord(_) => FREES,
+        MapOp::FreeRegion { .. } | MapOp::RemoveList(..) => 11,
         MapOp::RemoveTag(..) => REMOVE_TAG,
-        MapOp::RemoveBackend(_) => 11,
-        MapOp::RemoveNode(_) => 12,
+        MapOp::RemoveBackend(_) => 13,
+        MapOp::RemoveNode(_) => 14,
     }
 }

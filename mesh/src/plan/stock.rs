@@ -78,6 +78,7 @@ impl Stock {
             Resource::Records => self.limits.records.saturating_sub(1),
             Resource::Services => self.limits.services.saturating_sub(1),
             Resource::Ranges => self.limits.ranges,
+            Resource::Routed => self.limits.routed,
         }
     }
 
@@ -89,6 +90,8 @@ impl Stock {
             Resource::Records => self.slots.next_rested(),
             Resource::Services => self.services.next_rested(),
             Resource::Ranges => self.lists.next_rested(),
+            // They need no rest.
+            Resource::Routed => None,
         }
     }
 

@@ -9,10 +9,11 @@ use std::{
 
 use proptest::prelude::*;
 use weir_mesh::{
-    Access, Balance, Generation, Ident, Limits, Locality, MapOp, MeshSnapshot, NodeName, Plan,
-    Planner, Port, Problem, Protocol, PublishMode, PublishedPort, Service, ServiceName, TargetPort,
-    Task, TaskName, TaskState, Timeouts,
+    Access, Balance, Generation, Ident, Limits, Locality, MapOp, MeshSnapshot, Network, NetworkId,
+    NodeName, Plan, Planner, Port, Problem, Protocol, PublishMode, PublishedPort, Service,
+    ServiceName, TargetPort, Task, TaskName, TaskState, Timeouts,
     install::{BackendState, Frontend, Via},
+    plan::routes,
 };
 
 use crate::world::{HERE, World, address_of, node, picked};
@@ -29,6 +30,8 @@ struct Step {
     /// Local tasks with these numbers are not reached.
     unreached: BTreeSet<u8>,
     withheld: BTreeSet<Frontend>,
+    /// Whether packets for virtual addresses are routed here.
+    routed: bool,
     /// Whether the flows are looked at, and whether all backends then have some.
     carried: Option<bool>,
     end: End,
@@ -39,7 +42,7 @@ impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "after {}s nodes {:?} whole {:?}", self.wait, self.nodes, self.whole)?;
         write!(f, " unreached {:?} withheld {:?}", self.unreached, self.withheld)?;
-        write!(f, " carried {:?}", self.carried)?;
+        write!(f, " routed {} carried {:?}", self.routed, self.carried)?;
         for (name, service) in &self.services {
             let Some(service) = service else {
                 write!(f, " | {name} goes")?;
@@ -136,8 +139,11 @@ fn service(name: &'static str, maglev: bool) -> impl Strategy<Value = Service> {
         1 => ranges.prop_map(|allow| Access { allow, deny: Vec::new() }),
     ];
     let ports = prop::collection::vec(port(), 0..4);
-    (balance, locality, access, ports, tasks, 1_u64..4).prop_map(
-        move |(balance, locality, access, ports, tasks, drain)| Service {
+    // Now and then that of another service.
+    let vip = prop_oneof![8 => Just(name.len() as u8), 1 => Just(3)];
+    (balance, locality, access, ports, tasks, 1_u64..4, vip).prop_map(
+        move |(balance, locality, access, ports, tasks, drain, vip)| Service {
+            vips: [(NetworkId::new("blue"), vec![IpAddr::from([10, 0, 9, vip])])].into(),
             balance,
             locality,
             access,
@@ -168,14 +174,16 @@ fn step(maglev: bool) -> impl Strategy<Value = Step> {
     let withheld = prop::collection::btree_set(frontend(), 0..2);
     let carried = prop_oneof![2 => Just(None), 3 => any::<bool>().prop_map(Some)];
     let wait = prop::sample::select(vec![0, 0, 1, 2, 3, 10, 40]);
-    (wait, services, nodes, whole, unreached, withheld, carried, end).prop_map(
-        |(wait, services, nodes, whole, unreached, withheld, carried, end)| Step {
+    let routed = prop_oneof![4 => Just(true), 1 => Just(false)];
+    (wait, services, nodes, whole, unreached, withheld, routed, carried, end).prop_map(
+        |(wait, services, nodes, whole, unreached, withheld, routed, carried, end)| Step {
             wait,
             services: services.into_iter().collect(),
             nodes,
             whole,
             unreached,
             withheld,
+            routed,
             carried,
             end,
         },
@@ -183,7 +191,7 @@ fn step(maglev: bool) -> impl Strategy<Value = Step> {
 }
 
 fn tight() -> Limits {
-    Limits { backends: 14, cells: 26, records: 9, nodes: 4, services: 5, ranges: 12 }
+    Limits { backends: 14, cells: 26, records: 9, nodes: 4, services: 5, ranges: 12, routed: 3 }
 }
 
 struct Story {
@@ -211,6 +219,8 @@ impl Story {
         for node in self.snapshot.nodes.values_mut() {
             node.whole = step.whole.iter().any(|number| node.name.as_str() == format!("n{number}"));
         }
+        let network = Network { routed: step.routed, ..Network::new("blue") };
+        self.snapshot.networks = BTreeMap::from([(NetworkId::new("blue"), network)]);
         self.world.local.withheld = step.withheld.clone();
         self.world.local.reach = self.reach(&step.unreached);
         if let Some(carried) = step.carried {
@@ -311,6 +321,7 @@ impl Story {
         let changed: Vec<_> = restarted.ops.iter().filter(|op| !nobodys(op)).collect();
         assert!(changed.is_empty(), "a restart changes {changed:?} in\n{}", kernel.dump());
         self.check_ended();
+        self.check_routed();
         for (frontend, service) in self.wanted_ports() {
             let record = kernel.ports.get(&frontend).map(|slot| &kernel.records[slot]);
             let own = Ident::of_service(&service.name);
@@ -320,6 +331,28 @@ impl Story {
                 // drains: the process has this node's clients, and a host port no others.
                 None => assert!(local.withheld.contains(&frontend), "{frontend} is not served"),
             }
+        }
+    }
+
+    /// What should be routed is, to whom it should; else only what is left of services that are gone.
+    fn check_routed(&self) {
+        let kernel = &self.world.kernel;
+        let owner = |at: &Frontend| kernel.ports.get(at).map(|slot| kernel.records[slot].ident);
+        let wanted = routes(&self.snapshot);
+        for (at, route) in &wanted {
+            if owner(&route.frontend) == Some(Ident::of_service(route.service)) {
+                assert_eq!(kernel.routed.get(at), Some(&route.frontend), "{}", kernel.dump());
+            }
+        }
+        let names = self.snapshot.services.keys().map(Ident::of_service);
+        let present: BTreeSet<_> = names.collect();
+        for (at, frontend) in &kernel.routed {
+            let drains = !present.contains(&owner(frontend).unwrap());
+            let right = wanted.get(at).is_some_and(|route| {
+                route.frontend == *frontend
+                    && owner(frontend) == Some(Ident::of_service(route.service))
+            });
+            assert!(right || drains, "{at} in\n{}", kernel.dump());
         }
     }
 

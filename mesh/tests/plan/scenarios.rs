@@ -1,10 +1,10 @@
 //! Scenarios to read: what was there, what happens, and the maps or operations that follow.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use weir_mesh::{
-    Ident, Limits, MapOp, MeshSnapshot, Moment, NodeName, Problem, Protocol, PublishedPort,
-    ServiceName, TaskName,
+    Ident, Limits, MapOp, MeshSnapshot, Moment, Network, NetworkId, NodeName, Problem, Protocol,
+    PublishedPort, ServiceName, TaskName,
     ident::Tag,
     install::{Frontend, Via},
     plan::Resource,
@@ -66,6 +66,8 @@ fn brief(ops: &[MapOp]) -> String {
         MapOp::RemoveRecord(slot) => format!("remove-record {}", slot.0),
         MapOp::Publish(frontend, slot) => format!("{frontend} -> {}", slot.0),
         MapOp::Withdraw(frontend) => format!("withdraw {frontend}"),
+        MapOp::SetRouted(at, frontend) => format!("{at} -> {frontend}"),
+        MapOp::RemoveRouted(at) => format!("remove {at}"),
         MapOp::SetTag(..) => "tag".to_owned(),
         MapOp::RemoveTag(..) => "untag".to_owned(),
     };
@@ -592,4 +594,62 @@ BACKEND 1 generation=1 active service=1 via=tunnel:1 ipv4=172.18.119.1
 BACKEND 2 generation=1 active service=1 via=tunnel:2 ipv4=172.18.119.2
 "
     );
+}
+
+#[test]
+fn a_routed_virtual_address_stands_for_a_port_from_when_it_is_published_until_it_is_withdrawn() {
+    let mut scene = Scene::new();
+    let blue = NetworkId::new("blue");
+    let routed = |text: &str, last: u8| {
+        let mut snapshot = mesh(text);
+        let network = Network { routed: last > 0, ..Network::new("blue") };
+        snapshot.networks.insert(blue.clone(), network);
+        for service in snapshot.services.values_mut() {
+            let vips = [(blue.clone(), vec![IpAddr::from([10, 0, 9, last])])];
+            Arc::make_mut(service).vips = vips.into();
+        }
+        snapshot
+    };
+    let mut serve = |snapshot: &MeshSnapshot| {
+        scene.wait(1);
+        scene.0.local.reach = reach_all(snapshot);
+        scene.serve_as_is(snapshot)
+    };
+    let web = "web 8081:80 8080:80 drain=10s | 1@n1";
+    let ops = serve(&routed(web, 2));
+    assert!(ops.ends_with("tcp/8080 -> 2, 10.0.9.2 tcp/80 -> tcp/8080"), "{ops}");
+    let moved = serve(&routed(web, 3));
+    assert_eq!(moved, "remove 10.0.9.2 tcp/80, 10.0.9.3 tcp/80 -> tcp/8080");
+    // Its lower port goes: the other one stands in before that refuses.
+    let ops = serve(&routed("web 8081:80 drain=10s | 1@n1", 3));
+    assert_eq!(ops, "record 3, tcp/8080 -> 3, 10.0.9.3 tcp/80 -> tcp/8081, remove-record 2");
+    // The service goes: flows that it has go on while it drains.
+    assert!(!serve(&routed("", 3)).contains("10.0.9.3"));
+    (0..40).for_each(|_| drop(serve(&routed("", 3))));
+    assert_eq!(scene.maps(), "");
+    assert!(scene.0.kernel.routed.is_empty());
+}
+
+#[test]
+fn a_routed_virtual_address_never_leads_to_the_service_that_its_port_went_to() {
+    let mut scene = Scene::new();
+    let with = |text: &str, owner: &str| {
+        let mut snapshot = mesh(text);
+        let blue = NetworkId::new("blue");
+        let network = Network { routed: true, ..Network::new("blue") };
+        snapshot.networks.insert(blue.clone(), network);
+        let service = snapshot.services.get_mut(&ServiceName::new(owner)).unwrap();
+        let vips = [(blue, vec![IpAddr::from([10, 0, 9, 2])])];
+        Arc::make_mut(service).vips = vips.into();
+        snapshot
+    };
+    let before = with("web 8080:80 | 1@n1\n zoo 9090:80 | 1@n2", "web");
+    scene.0.local.reach = reach_all(&before);
+    scene.serve_as_is(&before);
+    let after = with("api 8080:80 | 1@n1\n web 9000:80 | 1@n1", "web");
+    scene.0.local.reach = reach_all(&after);
+    let ops = scene.serve_as_is(&after);
+    let at = |part: &str| ops.find(part).unwrap_or_else(|| panic!("{part} is not in {ops}"));
+    assert!(at("remove 10.0.9.2 tcp/80") < at("tcp/8080 -> "), "{ops}");
+    assert!(at("tcp/9000 -> ") < at("10.0.9.2 tcp/80 -> tcp/9000"), "{ops}");
 }

@@ -10,6 +10,7 @@ mod choice;
 mod flows;
 mod refusals;
 mod roads;
+mod routed;
 mod walks;
 
 use weir_tests::packet_world::{Outcome, World};

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use weir_mesh::{
     Balance, Protocol, PublishMode, PublishedPort,
-    install::Frontend,
+    install::{Frontend, RoutedPort},
+    plan::routes,
     trace::{Fate, How, Lack, Loss, Pass, Served},
 };
 
@@ -29,12 +30,23 @@ impl Telling<'_> {
             Fate::NoBackend(lack) => {
                 let family = if self.asked.to.is_ipv4() { "IPv4" } else { "IPv6" };
                 let reason = match lack {
+                    Lack::Withheld => {
+                        let holder = self.holder();
+                        format!(
+                            "{holder} has the published port on this node, at its own addresses"
+                        )
+                    }
                     Lack::Empty => format!("{service} has no active task with an {family} address"),
                     Lack::Unfit => {
                         format!("the tasks of {service} that were tried take no new flows")
                     }
                 };
-                let hint = format!("weir tasks {service} says why");
+                let hint = match lack {
+                    Lack::Withheld => {
+                        "lead packets for virtual addresses to another node".to_owned()
+                    }
+                    _ => format!("weir tasks {service} says why"),
+                };
                 (TraceVerdict::NoBackend, reason, Some(hint))
             }
             Fate::Lost(loss) => {
@@ -88,11 +100,7 @@ impl Telling<'_> {
                 (reason.to_owned(), Some("set node.addresses".to_owned()))
             }
             Pass::Withheld => {
-                let holder = self.frontend().and_then(|port| self.now.report.withheld.get(&port));
-                let reason = match holder {
-                    Some(holder) => format!("{holder} has the port on this node"),
-                    None => "a process has the port on this node".to_owned(),
-                };
+                let reason = format!("{} has the port on this node", self.holder());
                 let hint = "stop it, publish another port, or set dataplane.on_port_conflict = \
                             \"mesh-wins\"";
                 (reason, Some(hint.to_owned()))
@@ -100,9 +108,21 @@ impl Telling<'_> {
         }
     }
 
+    /// Who has the published port on this node in place of the mesh.
+    fn holder(&self) -> String {
+        let holder = self.frontend().and_then(|port| self.now.report.withheld.get(&port));
+        holder.map_or_else(|| "a process".to_owned(), ToString::to_string)
+    }
+
     fn frontend(&self) -> Option<Frontend> {
+        let protocol = self.asked.protocol;
+        if let Some(at) = RoutedPort::new(protocol, self.asked.to)
+            && let Some(route) = routes(self.snapshot).get(&at)
+        {
+            return Some(route.frontend);
+        }
         let port = PublishedPort::new(self.asked.to.port())?;
-        Some(Frontend { protocol: self.asked.protocol, port })
+        Some(Frontend { protocol, port })
     }
 
     fn virtual_address(&self, to: IpAddr) -> Option<(String, Option<String>)> {
@@ -116,7 +136,14 @@ impl Telling<'_> {
             "{to} is a virtual address of {name} on the network {network}: a socket of whoever is \
              attached to that network is given a task as it connects, no packet is touched"
         );
-        Some((reason, Some(format!("weir tasks {name} lists the tasks"))))
+        let hint = match self.snapshot.networks.get(network).is_some_and(|network| network.routed) {
+            true => format!(
+                "packets that are routed here are served at the target ports that {name} publishes, which \
+                 this is none of"
+            ),
+            false => format!("weir tasks {name} lists the tasks"),
+        };
+        Some((reason, Some(hint)))
     }
 
     fn foreign(&self, to: IpAddr) -> (String, Option<String>) {

@@ -58,6 +58,8 @@ pub(super) struct NetworkDraft {
     pub subnets: Vec<IpNet>,
     /// Where virtual addresses come from.
     pub pools: Vec<IpNet>,
+    /// Whether packets that are routed to a node for one are balanced.
+    pub routed: bool,
     pub offset: usize,
 }
 
@@ -67,10 +69,12 @@ pub(super) fn network_table(table: Table<'_, '_>) -> Option<NetworkDraft> {
     let id = network(value.string("name = \"blue\"")?, value)?;
     let subject = format!("network {id}");
     let table = table.named(&subject);
-    table.allow_only(&["name", "subnets", "vips"]);
+    table.allow_only(&["name", "subnets", "vips", "routed"]);
     let subnets = table.get("subnets").map(|value| subnets(value, 0)).unwrap_or_default();
     let pools = table.get("vips").map(pools).unwrap_or_default();
-    Some(NetworkDraft { id, subnets, pools, offset: table.offset() })
+    let routed =
+        table.get("routed").and_then(|value| value.switch("routed = true")).unwrap_or_default();
+    Some(NetworkDraft { id, subnets, pools, routed, offset: table.offset() })
 }
 
 /// One of each family at most, with room for some services.
@@ -112,11 +116,11 @@ pub(super) fn named<'a>(
     services: impl IntoIterator<Item = &'a Arc<Service>>,
     declared: impl IntoIterator<Item = NetworkDraft>,
 ) -> BTreeMap<NetworkId, Network> {
-    let network = |id: &NetworkId, subnets| Network { name: id.as_str().to_owned(), subnets };
+    let network = |id: &NetworkId| Network::new(id.as_str());
     let declared = declared.into_iter().map(|draft| {
-        let NetworkDraft { id, mut subnets, pools, .. } = draft;
+        let NetworkDraft { id, mut subnets, pools, routed, .. } = draft;
         subnets.extend(pools);
-        let network = network(&id, subnets);
+        let network = Network { subnets, routed, ..network(&id) };
         (id, network)
     });
     let mut named: BTreeMap<NetworkId, Network> = declared.collect();
@@ -125,7 +129,7 @@ pub(super) fn named<'a>(
         for id in service.vips.keys().chain(of_tasks) {
             // Most name one that is known.
             if !named.contains_key(id) {
-                named.insert(id.clone(), network(id, Vec::new()));
+                named.insert(id.clone(), network(id));
             }
         }
     }
