@@ -7,11 +7,12 @@
 mod addresses;
 mod build;
 mod find;
+mod names;
 mod reverse;
 mod text;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::Duration,
@@ -24,6 +25,7 @@ pub use addresses::{Addresses, Srv};
 pub use find::{AskedPort, Found, Kind};
 pub use reverse::{Reverse, address_in, is_reverse};
 
+use self::names::Names;
 use crate::name::Key;
 
 /// What a zone is told besides the snapshot.
@@ -40,6 +42,9 @@ pub struct ZoneSettings {
 }
 
 /// All names of a snapshot.
+///
+/// What there is much of is in a few long lists, and refers to others by position: a zone is made and
+/// given back beside one that answers, and a mesh may have a hundred thousand names.
 #[derive(Debug)]
 pub struct Zone {
     /// Of which snapshot.
@@ -50,9 +55,22 @@ pub struct Zone {
     by_name: HashMap<Key, Vec<u32>>,
     /// Names of ports.
     port_names: HashMap<Box<[u8]>, PortName>,
+    names: Names,
     services: Vec<Service>,
-    names: HashMap<Key, Box<[Holder]>>,
-    reverse: BTreeMap<IpAddr, Vec<Owner>>,
+    vips: Vec<IpAddr>,
+    tasks: Vec<Task>,
+    ports: Vec<(Protocol, u16)>,
+    /// Target ports by what they are called.
+    named: Vec<(PortName, u16)>,
+    /// By address.
+    reverse: Vec<Owner>,
+}
+
+/// A part of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Part {
+    from: u32,
+    to: u32,
 }
 
 /// Which networks somebody sees.
@@ -73,15 +91,14 @@ struct Network {
 /// A service on one network.
 #[derive(Debug)]
 struct Service {
-    name: Key,
+    name: Part,
     network: u32,
     /// Its virtual addresses; none: its name stands for its tasks.
-    vips: Vec<IpAddr>,
+    vips: Part,
     /// Those that take flows.
-    tasks: Vec<Task>,
-    ports: Vec<(Protocol, u16)>,
-    /// Target ports by what they are called.
-    named: Vec<(PortName, u16)>,
+    tasks: Part,
+    ports: Part,
+    named: Part,
 }
 
 /// A name of ports, by number. Services may mean different ports by it.
@@ -90,25 +107,25 @@ pub struct PortName(u32);
 
 #[derive(Debug)]
 struct Task {
-    name: Key,
+    name: Part,
     ipv4: Option<Ipv4Addr>,
     ipv6: Option<Ipv6Addr>,
     weight: u16,
 }
 
 /// What has a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Holder {
     network: u32,
     what: What,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     /// A service, by position.
     Service(u32),
-    /// A task of a service, by both positions.
-    Task(u32, u32),
+    /// A task, by position.
+    Task(u32),
     /// Nothing itself, but there are names below it.
     Parent,
 }
@@ -116,9 +133,27 @@ enum What {
 /// Who has an address.
 #[derive(Debug)]
 struct Owner {
+    address: IpAddr,
     network: u32,
-    /// Its name, with that of its network.
-    name: Key,
+    name: Part,
+}
+
+impl Part {
+    /// Appends to a list, and answers where.
+    fn append<T>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) -> Self {
+        let from = position(list);
+        list.extend(more);
+        Self { from, to: position(list) }
+    }
+
+    fn of<T>(self, list: &[T]) -> &[T] {
+        &list[self.from as usize..self.to as usize]
+    }
+}
+
+/// That of what comes next.
+fn position<T>(list: &[T]) -> u32 {
+    u32::try_from(list.len()).unwrap_or(u32::MAX)
 }
 
 impl Scope {
@@ -168,6 +203,6 @@ impl Zone {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.len() == 0
     }
 }

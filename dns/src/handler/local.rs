@@ -212,8 +212,8 @@ impl Local<'_> {
         match zone.reverse(&addresses, &self.asker.scope) {
             Reverse::Names(names) => {
                 reply.set(flag::AUTHORITATIVE);
-                for own in names.iter().filter(|_| self.request.rtype == rtype::PTR) {
-                    let target = [own, zone.domain(), &[0]].concat();
+                for [own, network] in names.iter().filter(|_| self.request.rtype == rtype::PTR) {
+                    let target = [own, network, zone.domain(), &[0]].concat();
                     reply.record(Section::Answer, Owner::QUESTION, rtype::PTR, ttl, &target);
                 }
                 self.negative(Apex::Root, ttl, reply);

@@ -48,10 +48,6 @@ impl Addresses {
         self.v4.extend(task.ipv4);
         self.v6.extend(task.ipv6);
     }
-
-    fn take_tasks(&mut self, service: &Service) {
-        service.tasks.iter().for_each(|task| self.take_task(task));
-    }
 }
 
 impl<'z> Found<'z> {
@@ -62,10 +58,12 @@ impl<'z> Found<'z> {
         for holder in self.seen(scope) {
             holders += 1;
             match (self.kind, self.service(holder), self.task(holder)) {
-                (Kind::Itself, Some(service), _) if !service.vips.is_empty() => {
-                    service.vips.iter().for_each(|vip| into.take(*vip));
+                (Kind::Itself, Some(service), _) if !self.vips(service).is_empty() => {
+                    self.vips(service).iter().for_each(|vip| into.take(*vip));
                 }
-                (Kind::Itself | Kind::Tasks, Some(service), _) => into.take_tasks(service),
+                (Kind::Itself | Kind::Tasks, Some(service), _) => {
+                    self.tasks(service).iter().for_each(|task| into.take_task(task));
+                }
                 (Kind::Itself, _, Some(task)) => into.take_task(task),
                 _ => {}
             }
@@ -83,12 +81,12 @@ impl<'z> Found<'z> {
         let found = *self;
         found.seen(scope).filter_map(move |holder| found.service(holder)).flat_map(move |service| {
             let network = &*found.zone.networks[service.network as usize].name;
-            let asked = service.ports_of(found.kind);
+            let asked = found.zone.ports_of(service, found.kind);
             asked.flat_map(move |port| {
-                service.tasks.iter().map(move |task| Srv {
+                found.tasks(service).iter().map(move |task| Srv {
                     weight: task.weight,
                     port,
-                    task: &task.name,
+                    task: found.zone.names.text(task.name),
                     network,
                     ipv4: task.ipv4,
                     ipv6: task.ipv6,
@@ -101,11 +99,19 @@ impl<'z> Found<'z> {
     pub fn awaits(&self, scope: &Scope) -> bool {
         let for_tasks = |service: &Service| match self.kind {
             Kind::Tasks | Kind::Ports { .. } => true,
-            Kind::Itself => service.vips.is_empty(),
+            Kind::Itself => self.vips(service).is_empty(),
             Kind::Parent => false,
         };
         let mut services = self.seen(scope).filter_map(|holder| self.service(holder)).peekable();
         services.peek().is_some()
-            && services.all(|service| for_tasks(service) && service.tasks.is_empty())
+            && services.all(|service| for_tasks(service) && self.tasks(service).is_empty())
+    }
+
+    fn vips(&self, service: &Service) -> &'z [IpAddr] {
+        service.vips.of(&self.zone.vips)
+    }
+
+    fn tasks(&self, service: &Service) -> &'z [Task] {
+        service.tasks.of(&self.zone.tasks)
     }
 }

@@ -2,14 +2,14 @@
 
 use weir_mesh::Protocol;
 
-use super::{Holder, PortName, Scope, Service, What, Zone};
+use super::{Holder, PortName, Scope, Service, Task, What, Zone, names::Claim};
 use crate::name::Asked;
 
 /// A name that exists for whoever asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'z> {
     pub(super) zone: &'z Zone,
-    holders: &'z [Holder],
+    claims: &'z [Claim],
     /// The network that the name itself says, among those of one name.
     named: Option<&'z [u32]>,
     /// What is asked of its holders.
@@ -55,7 +55,7 @@ impl Zone {
         let (kind, from) = self.prefix(name, to)?;
         if from == to {
             // `tasks` and `_tcp` by themselves: there are names below them.
-            return Some(Found { zone: self, holders: &[], named: None, kind: Kind::Parent });
+            return Some(Found { zone: self, claims: &[], named: None, kind: Kind::Parent });
         }
         if from > 0
             && let Some(found) = self.exact(name, (from, to), None, kind, scope)
@@ -74,7 +74,7 @@ impl Zone {
         }
         let network = self.by_name.get(name.part(from, to))?;
         let seen = network.iter().any(|network| scope.includes(*network));
-        let parent = Found { zone: self, holders: &[], named: None, kind: Kind::Parent };
+        let parent = Found { zone: self, claims: &[], named: None, kind: Kind::Parent };
         (seen && kind != Kind::Parent).then_some(parent)
     }
 
@@ -86,8 +86,8 @@ impl Zone {
         kind: Kind,
         scope: &Scope,
     ) -> Option<Found<'z>> {
-        let holders = self.names.get(name.part(from, to))?;
-        let mut found = Found { zone: self, holders, named, kind };
+        let claims = self.names.get(name.part(from, to))?;
+        let mut found = Found { zone: self, claims, named, kind };
         let mut seen = found.seen(scope).peekable();
         seen.peek()?;
         match kind {
@@ -100,7 +100,7 @@ impl Zone {
                 services.peek()?;
                 if let Kind::Ports { port, .. } = kind
                     && port != AskedPort::Any
-                    && !services.any(|service| service.ports_of(kind).next().is_some())
+                    && !services.any(|service| self.ports_of(service, kind).next().is_some())
                 {
                     return None;
                 }
@@ -117,46 +117,47 @@ impl<'z> Found<'z> {
         &self,
         scope: &'s Scope,
     ) -> impl Iterator<Item = &'z Holder> + use<'z, 's> {
-        let (holders, named) = (self.holders, self.named);
-        holders.iter().filter(move |holder| {
+        let (claims, named) = (self.claims, self.named);
+        claims.iter().map(|claim| &claim.holder).filter(move |holder| {
             let network = holder.network;
             scope.includes(network) && named.is_none_or(|named| named.contains(&network))
         })
     }
 
-    pub(super) fn service(&self, holder: &Holder) -> Option<&'z super::Service> {
+    pub(super) fn service(&self, holder: &Holder) -> Option<&'z Service> {
         match holder.what {
             What::Service(at) => self.zone.services.get(at as usize),
-            What::Task(..) | What::Parent => None,
+            What::Task(_) | What::Parent => None,
         }
     }
 
-    pub(super) fn task(&self, holder: &Holder) -> Option<&'z super::Task> {
+    pub(super) fn task(&self, holder: &Holder) -> Option<&'z Task> {
         match holder.what {
-            What::Task(service, task) => {
-                self.zone.services.get(service as usize)?.tasks.get(task as usize)
-            }
+            What::Task(at) => self.zone.tasks.get(at as usize),
             What::Service(_) | What::Parent => None,
         }
     }
 }
 
-impl Service {
-    /// Those of its ports that a name asks for.
-    pub(super) fn ports_of(&self, kind: Kind) -> impl Iterator<Item = u16> {
-        self.ports.iter().filter_map(move |(protocol, port)| {
+impl Zone {
+    /// Those ports of a service that a name asks for.
+    pub(super) fn ports_of<'z>(
+        &'z self,
+        service: &Service,
+        kind: Kind,
+    ) -> impl Iterator<Item = u16> + use<'z> {
+        let named = service.named.of(&self.named);
+        service.ports.of(&self.ports).iter().filter_map(move |(protocol, port)| {
             let Kind::Ports { protocol: asked, port: which } = kind else { return None };
             let meant = match which {
                 AskedPort::Any => true,
                 AskedPort::Number(number) => number == *port,
-                AskedPort::Named(name) => self.named.contains(&(name, *port)),
+                AskedPort::Named(name) => named.contains(&(name, *port)),
             };
             (*protocol == asked && meant).then_some(*port)
         })
     }
-}
 
-impl Zone {
     /// What the first labels ask for, and how many those are. `None` for `_x` that names no port.
     fn prefix(&self, name: &Asked, to: usize) -> Option<(Kind, usize)> {
         if name.label(0) == b"tasks" {

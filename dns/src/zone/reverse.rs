@@ -5,14 +5,14 @@ use std::{
     ops::RangeInclusive,
 };
 
-use super::{Scope, Zone};
+use super::{Owner, Scope, Zone};
 use crate::name::Asked;
 
 /// What is known of a name below `in-addr.arpa` or `ip6.arpa`.
 #[derive(Debug)]
 pub enum Reverse<'z> {
-    /// The names of an address, each in front of the domain.
-    Names(Vec<&'z [u8]>),
+    /// The names of an address, each with that of its network; both stand in front of the domain.
+    Names(Vec<[&'z [u8]; 2]>),
     /// There are names below it.
     Parent,
     /// Nobody has the address, and nobody else could: it is in one of our networks.
@@ -67,17 +67,17 @@ impl Zone {
     /// What is known of a name of addresses, for somebody with this scope.
     pub fn reverse(&self, addresses: &RangeInclusive<IpAddr>, scope: &Scope) -> Reverse<'_> {
         let seen = |network: u32| scope.includes(network);
-        let one = addresses.start() == addresses.end();
-        let mut within = self.reverse.range(addresses.clone());
-        if one {
-            let owners = self.reverse.get(addresses.start()).into_iter().flatten();
-            let names: Vec<&[u8]> =
-                owners.filter(|owner| seen(owner.network)).map(|owner| &*owner.name).collect();
-            if !names.is_empty() {
-                return Reverse::Names(names);
+        let from = self.reverse.partition_point(|owner| owner.address < *addresses.start());
+        let within = self.reverse[from..].iter().take_while(|one| addresses.contains(&one.address));
+        let mut owners = within.filter(|owner| seen(owner.network)).peekable();
+        if owners.peek().is_some() {
+            if addresses.start() != addresses.end() {
+                return Reverse::Parent;
             }
-        } else if within.any(|(_, owners)| owners.iter().any(|owner| seen(owner.network))) {
-            return Reverse::Parent;
+            let name = |owner: &Owner| {
+                [self.names.text(owner.name), &*self.networks[owner.network as usize].name]
+            };
+            return Reverse::Names(owners.map(name).collect());
         }
         let mut networks = self.networks.iter().zip(0..);
         let covered = |subnet: &ipnet::IpNet| {

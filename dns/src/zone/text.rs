@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::IpAddr};
 
-use super::{What, Zone};
+use super::{Holder, Task, What, Zone};
 use crate::name::show;
 
 impl Zone {
@@ -15,36 +15,29 @@ impl Zone {
             let owner = self.full(name, network);
             lines.push(format!("{before}{owner} {kind} {address}"));
         };
-        for (name, holders) in &self.names {
-            for holder in holders {
-                let network = holder.network;
-                match holder.what {
-                    What::Parent => {}
-                    What::Task(service, task) => {
-                        let service = self.services.get(service as usize);
-                        let Some(task) = service.and_then(|one| one.tasks.get(task as usize))
-                        else {
-                            continue;
-                        };
-                        task.addresses().for_each(|address| line(name, network, false, address));
-                    }
-                    What::Service(at) => {
-                        let Some(service) = self.services.get(at as usize) else { continue };
-                        let of_tasks = service.tasks.iter().flat_map(super::Task::addresses);
-                        let of_tasks: Vec<IpAddr> = of_tasks.collect();
-                        let of_name =
-                            if service.vips.is_empty() { &of_tasks } else { &service.vips };
-                        of_name.iter().for_each(|address| line(name, network, false, *address));
-                        of_tasks.iter().for_each(|address| line(name, network, true, *address));
-                    }
+        for (name, Holder { network, what }) in self.names.iter() {
+            match what {
+                What::Parent => {}
+                What::Task(at) => {
+                    let Some(task) = self.tasks.get(at as usize) else { continue };
+                    task.addresses().for_each(|address| line(name, network, false, address));
+                }
+                What::Service(at) => {
+                    let Some(service) = self.services.get(at as usize) else { continue };
+                    let tasks = service.tasks.of(&self.tasks).iter();
+                    let of_tasks: Vec<IpAddr> = tasks.flat_map(Task::addresses).collect();
+                    let vips = service.vips.of(&self.vips);
+                    let of_name = if vips.is_empty() { &of_tasks } else { vips };
+                    of_name.iter().for_each(|address| line(name, network, false, *address));
+                    of_tasks.iter().for_each(|address| line(name, network, true, *address));
                 }
             }
         }
         for service in &self.services {
-            for (protocol, port) in &service.ports {
-                for task in &service.tasks {
-                    let owner = self.full(&service.name, service.network);
-                    let target = self.full(&task.name, service.network);
+            let owner = self.full(self.names.text(service.name), service.network);
+            for (protocol, port) in service.ports.of(&self.ports) {
+                for task in service.tasks.of(&self.tasks) {
+                    let target = self.full(self.names.text(task.name), service.network);
                     let weight = task.weight;
                     lines.push(format!(
                         "_{port}._{protocol}.{owner} SRV 0 {weight} {port} {target}"
@@ -52,11 +45,9 @@ impl Zone {
                 }
             }
         }
-        for (address, owners) in &self.reverse {
-            for owner in owners {
-                let domain = show(&self.settings.domain);
-                lines.push(format!("{address} PTR {}{domain}", show(&owner.name)));
-            }
+        for owner in &self.reverse {
+            let name = self.full(self.names.text(owner.name), owner.network);
+            lines.push(format!("{} PTR {name}", owner.address));
         }
         lines.sort();
         lines.dedup();
@@ -74,7 +65,7 @@ impl Zone {
     }
 }
 
-impl super::Task {
+impl Task {
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
     }
