@@ -179,6 +179,27 @@ fn line_11_answers_come_in_the_order_in_which_they_are_known() {
 }
 
 #[test]
+fn line_11_more_questions_than_may_be_under_way_are_all_answered_though_the_client_says_no_more() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let upstream = runtime.block_on(Upstream::start(Mood::Slow(100)));
+    let world = World::new();
+    world.ask_also(&[upstream.address], &[]);
+    let (_server, address) = serve(&world, small());
+    let mut stream = connect(address);
+    let messages: Vec<Message> =
+        (0..100).map(|at| question(&format!("n{at}.example.org."), Type::A)).collect();
+    let mut all: Vec<u8> = messages.iter().flat_map(framed).collect();
+    // What is cut takes nothing from those before it.
+    all.extend(&framed(&question("web.", Type::A))[..9]);
+    stream.write_all(&all).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let ids: BTreeSet<u16> = messages.iter().map(|message| message.metadata.id).collect();
+    let answered: BTreeSet<u16> =
+        std::iter::from_fn(|| receive(&mut stream)).map(|said| said.metadata.id).collect();
+    assert_eq!(answered, ids);
+}
+
+#[test]
 fn line_18_questions_under_way_are_limited_and_the_rest_is_refused() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let upstream = runtime.block_on(Upstream::start(Mood::Silent));
