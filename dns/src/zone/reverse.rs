@@ -41,7 +41,7 @@ pub fn address_in(name: &Asked) -> Option<RangeInclusive<IpAddr>> {
             let label = std::str::from_utf8(name.label(labels - 1 - at)).ok()?;
             *byte = label.parse().ok()?;
             // `010` and `+1` are no bytes here.
-            if byte.to_string() != label {
+            if label.starts_with('+') || label.len() > 1 && label.starts_with('0') {
                 return None;
             }
         }
