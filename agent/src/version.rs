@@ -10,7 +10,7 @@ pub const COMMIT: &str = match option_env!("WEIR_COMMIT") {
     None => "unknown",
 };
 
-/// SHA-256 of the kernel object in it, in hexadecimal.
+/// SHA-256 of the kernel objects in it, in hexadecimal: `cat weir.bpf.o lookup.bpf.o | sha256sum`.
 pub fn kernel_object() -> &'static str {
     weir_loader::object_digest()
 }

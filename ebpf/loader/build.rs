@@ -1,5 +1,5 @@
-//! Hands the digest of the committed kernel object to the crate. Building the object takes a toolchain
-//! that users do not have: see `make ebpf`. Whether it is what the sources beside it give,
+//! Hands the digest of the committed kernel objects to the crate. Building the objects takes a toolchain
+//! that users do not have: see `make ebpf`. Whether they are what the sources beside them give,
 //! `ebpf/build.sh --check` says.
 
 use std::{env, fs, path::Path};
@@ -8,11 +8,15 @@ use sha2::{Digest as _, Sha256};
 
 fn main() {
     let manifest = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
-    let object = Path::new(&manifest).join("object/weir.bpf.o");
-    println!("cargo::rerun-if-changed={}", object.display());
-    let bytes = fs::read(&object).unwrap_or_else(|error| {
-        panic!("cannot read the kernel object {}: {error}; `make ebpf` builds it", object.display())
-    });
-    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut digest = Sha256::new();
+    for name in ["weir.bpf.o", "lookup.bpf.o"] {
+        let object = Path::new(&manifest).join("object").join(name);
+        println!("cargo::rerun-if-changed={}", object.display());
+        digest.update(fs::read(&object).unwrap_or_else(|error| {
+            let object = object.display();
+            panic!("cannot read the kernel object {object}: {error}; `make ebpf` builds it")
+        }));
+    }
+    let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     println!("cargo::rustc-env=WEIR_OBJECT_DIGEST={digest}");
 }

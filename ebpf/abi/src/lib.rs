@@ -19,7 +19,7 @@ mod vip;
 pub use address::{Ip4, Ip6};
 pub use reason::{DropReason, REASONS};
 pub use tunnel::{SENDER_MAC, TUNNEL_MAC, Tag};
-pub use vip::{RoutedKey, Space, Vip, VipKey, routed_port, routing_cell};
+pub use vip::{RoutedKey, Routing, Space, Vip, VipKey, routed_port};
 
 /// Version of the layout of all maps. Part of the pin path.
 pub const LAYOUT: u32 = 2;

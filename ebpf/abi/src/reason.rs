@@ -32,7 +32,7 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// No active task: the client got a reset or an ICMP error.
+    /// No active task: the client got a reset or an ICMP error; not over UDP by another node.
     NoBackend = 1, "no_backend";
     /// The flow's task is gone: the client got a reset.
     BackendGone = 2, "backend_gone";

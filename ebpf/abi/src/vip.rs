@@ -46,13 +46,16 @@ pub struct Vip {
 }
 const _: () = assert!(size_of::<Vip>() == 40);
 
-/// Positions in `ROUTING`.
-pub mod routing_cell {
-    /// Not 0 when there may be something in `ROUTED`, which is looked at for every packet then.
-    pub const ANY: u32 = 0;
+/// What the programs know of `ROUTED` without a look-up in it; cell 0 of `ROUTING`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Not 0 when there may be something in it.
+    pub any: u32,
     /// Always 0, which the verifier cannot know.
-    pub const ZERO: u32 = 1;
+    pub zero: u32,
 }
+const _: () = assert!(size_of::<Routing>() == 8);
 
 /// The value in `ROUTED` for a published port, in the machine's order: with [`flow_flag::ROUTED`] above it.
 pub const fn routed_port(published: u16) -> u32 {

@@ -11,7 +11,7 @@ use aya::{
 };
 use weir_abi::{
     Backend, Config, Counters, DroppedPacket, FlowKey, Forward, Ip4, Ip6, Load, Node, PortCell,
-    Range, Reverse, RoutedKey, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
+    Range, Reverse, RoutedKey, Routing, Service, SocketKey, SocketPeer, Space, TagKey, Vip, VipKey,
 };
 
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) struct Maps {
     pub(crate) config: Mapped<Config>,
     pub(crate) ports: Mapped<PortCell>,
     pub(crate) routed: Table<RoutedKey, u32>,
-    pub(crate) routing: Mapped<u32>,
+    pub(crate) routing: Mapped<Routing>,
     pub(crate) records: Mapped<Service>,
     pub(crate) access: Table<Range, u32>,
     pub(crate) picks: Mapped<u32>,

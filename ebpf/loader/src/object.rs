@@ -10,7 +10,8 @@ use crate::{
 /// The programs, as committed. `make ebpf` rebuilds them.
 static OBJECT: &[u8] = include_bytes_aligned!("../object/weir.bpf.o");
 
-/// SHA-256 of the kernel object that this build carries, in hexadecimal.
+/// SHA-256 of the kernel objects that this build carries, `weir.bpf.o` and `lookup.bpf.o` one after the other,
+/// in hexadecimal.
 pub fn object_digest() -> &'static str {
     env!("WEIR_OBJECT_DIGEST")
 }

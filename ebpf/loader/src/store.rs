@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use weir_abi::{Load, PortCell, TagKey, backend_state, balance, routing_cell};
+use weir_abi::{Load, PortCell, Routing, TagKey, backend_state, balance};
 use weir_mesh::{
     Installed, MapOp, PublishedPort,
     ident::Tag,
@@ -178,7 +178,7 @@ impl Store {
                 }
             }
             MapOp::SetRouted(at, frontend) => {
-                maps.routing.set(routing_cell::ANY, 1)?;
+                maps.routing.set(0, Routing { any: 1, zero: 0 })?;
                 let what = || format!("let {at} stand for {frontend}");
                 let port = weir_abi::routed_port(frontend.port.get());
                 maps.routed.set(&records::routed_to_abi(*at), &port).tried(what)?;
@@ -187,7 +187,7 @@ impl Store {
                 let what = || format!("no longer serve {at}");
                 maps.routed.remove(&records::routed_to_abi(*at)).tried(what)?;
                 if maps.routed.is_empty().tried(what)? {
-                    maps.routing.set(routing_cell::ANY, 0)?;
+                    maps.routing.set(0, Routing::default())?;
                 }
             }
             MapOp::SetTag(service, tag, index) => {

@@ -6,8 +6,8 @@ use aya_ebpf::{
 };
 use weir_abi::{
     Backend, Client, Config, Counters, DropReason, FlowKey, Forward, Ip6, Load, PortCell, Region,
-    Reverse, RoutedKey, Service, Timeouts, backend_state, balance, flow_flag, port_cell,
-    routing_cell, service_flag, via,
+    Reverse, RoutedKey, Routing, Service, Timeouts, backend_state, balance, flow_flag, port_cell,
+    service_flag, via,
 };
 
 use crate::{
@@ -99,8 +99,10 @@ pub fn frontend(udp: bool, port: [u8; 2]) -> Option<Frontend> {
 /// most of that several times.
 #[inline(always)]
 pub fn frontend_at<F: Family>(addr: F::Addr, udp: bool, port: [u8; 2]) -> Option<Frontend> {
-    let mut meant = u32::from(u16::from_be_bytes(port)) | routing(routing_cell::ZERO);
-    if routing(routing_cell::ANY) != 0 {
+    // SAFETY: a cell of a map.
+    let Routing { any, zero } = unsafe { ROUTING.get_ptr(0)?.read_volatile() };
+    let mut meant = u32::from(u16::from_be_bytes(port)) | zero;
+    if any != 0 {
         let key = RoutedKey { addr: F::wide(addr), port, udp: udp.into(), pad: 0 };
         if let Some(published) = ROUTED.get_ptr(key) {
             // SAFETY: a value of a map.
@@ -109,12 +111,6 @@ pub fn frontend_at<F: Family>(addr: F::Addr, udp: bool, port: [u8; 2]) -> Option
     }
     let found = frontend(udp, (meant as u16).to_be_bytes())?;
     Some(Frontend { routed: (meant >> 16) as u8, ..found })
-}
-
-#[inline(always)]
-fn routing(at: u32) -> u32 {
-    // SAFETY: a cell of a map.
-    ROUTING.get_ptr(at).map_or(0, |cell| unsafe { cell.read_volatile() })
 }
 
 /// What the programs know of the host.

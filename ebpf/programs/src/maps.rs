@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use weir_abi::{
     Backend, Client, Config, Counters, DroppedPacket, FlowKey, Forward, Ip4, Ip6, Load, Node,
-    PortCell, REASONS, Reverse, RoutedKey, Service, SocketKey, SocketPeer, Space, TagKey, Vip,
-    VipKey, size,
+    PortCell, REASONS, Reverse, RoutedKey, Routing, Service, SocketKey, SocketPeer, Space, TagKey,
+    Vip, VipKey, size,
 };
 
 /// Cell 0: what the programs know of the host.
@@ -23,9 +23,9 @@ pub static PORTS: Array<PortCell> = Array::pinned(size::PORTS, BPF_F_MMAPABLE);
 #[map]
 pub static ROUTED: HashMap<RoutedKey, u32> = HashMap::pinned(size::ROUTED, BPF_F_NO_PREALLOC);
 
-/// By `weir_abi::routing_cell`.
+/// Cell 0: whether there is anything in `ROUTED`.
 #[map]
-pub static ROUTING: Array<u32> = Array::pinned(2, BPF_F_MMAPABLE);
+pub static ROUTING: Array<Routing> = Array::pinned(1, BPF_F_MMAPABLE);
 
 /// Service records.
 #[map]
