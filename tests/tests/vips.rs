@@ -394,6 +394,36 @@ fn packets_that_are_routed_to_a_virtual_address_are_balanced_over_all_tasks() {
     cases.end(&scene).unwrap();
 }
 
+#[test]
+fn a_connection_to_a_virtual_address_goes_on_when_its_packets_come_by_another_node() {
+    let mut scene = routed(Plane::Ebpf);
+    scene.mesh.service("web").balance("maglev");
+    scene.apply().unwrap();
+    let client = scene.lab.client("c1");
+    let open = |target: SocketAddr| {
+        let mut talk = Probe::tcp(target).open_in(client.netns()).unwrap();
+        let by = talk.ask().task.unwrap();
+        (target, talk, by)
+    };
+    let targets: Vec<SocketAddr> =
+        Network::addresses(VIP).iter().map(|vip| SocketAddr::new(*vip, HTTP)).collect();
+    // With both tasks, whose node is then the first or the second that it comes by.
+    let mut talks: Vec<_> = targets.iter().cycle().take(16).map(|it| open(*it)).collect();
+    let by: BTreeSet<String> = talks.iter().map(|(_, _, by)| by.clone()).collect();
+    assert_eq!(by.len(), 2, "{by:?}");
+    let mut cases = Cases::default();
+    for host in ["n2", "n1"] {
+        lead(&scene, host);
+        for (target, talk, by) in &mut talks {
+            let seen = talk.ask();
+            cases.note(format!("to {target} over {host}"), seen.by(by).map(drop));
+        }
+        // Notes of where a flow comes from are taken once a second.
+        thread::sleep(2 * SECOND);
+    }
+    cases.end(&scene).unwrap();
+}
+
 fn ensure_no_drops(scene: &Scene) -> Result<()> {
     let drops = scene.drops();
     ensure!(drops.is_empty(), "{drops}");

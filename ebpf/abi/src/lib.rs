@@ -382,8 +382,7 @@ pub mod flow_flag {
     pub const SOURCE_NAT: u8 = 16;
     /// Came from another node, which could not serve it: it goes no further than one more node.
     pub const HOPPED: u8 = 32;
-    /// Entered here by a routed virtual address, where a port may mean something else than at the node's own
-    /// addresses.
+    /// Entered here by a routed virtual address: the client knows it by the target port.
     pub const ROUTED: u8 = 64;
 }
 
@@ -420,7 +419,7 @@ pub struct Reverse<A> {
     pub src: A,
     /// The client: the new destination.
     pub dst: A,
-    /// The port that the client connected to: the new source port.
+    /// The published port: the new source port, but for [`flow_flag::ROUTED`].
     pub sport: [u8; 2],
     /// The client's port: the new destination port.
     pub dport: [u8; 2],

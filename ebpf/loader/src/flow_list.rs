@@ -321,6 +321,9 @@ fn forget_ways_back<A: Address>(
     table: &Table<FlowKey<A>, Reverse<A>>,
     flows: &BTreeSet<FlowName>,
 ) -> io::Result<()> {
+    // Where the address was routed, the client knows another port than is noted.
+    let of_address = |name: &FlowName| (name.protocol, name.client, name.asked.ip());
+    let addresses: BTreeSet<_> = flows.iter().map(of_address).collect();
     let mut keys = Vec::new();
     table.visit(|key, back| {
         let name = protocol(key.protocol).map(|protocol| FlowName {
@@ -328,7 +331,11 @@ fn forget_ways_back<A: Address>(
             client: socket(back.dst, back.dport),
             asked: socket(back.src, back.sport),
         });
-        if name.is_some_and(|name| flows.contains(&name)) {
+        let routed = back.flags & flow_flag::ROUTED != 0;
+        if name.is_some_and(|name| match routed {
+            true => addresses.contains(&of_address(&name)),
+            false => flows.contains(&name),
+        }) {
             keys.push(*key);
         }
     })?;

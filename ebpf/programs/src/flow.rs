@@ -33,7 +33,7 @@ const PORT_TRIES: u32 = 16;
 const FIRST_ALIAS: u32 = 1024;
 
 /// Flags that mean nothing on the way back.
-const OF_FORWARD: u8 = flow_flag::SOURCE_NAT | flow_flag::HOPPED | flow_flag::ROUTED;
+const OF_FORWARD: u8 = flow_flag::SOURCE_NAT | flow_flag::HOPPED;
 
 /// Where a flow enters this node.
 #[derive(Clone, Copy)]
@@ -413,7 +413,7 @@ pub fn reverse_for<F: Family>(
     let value = Reverse {
         src: packet.key.dst,
         dst: packet.key.src,
-        sport: packet.key.dport,
+        sport: frontend.port,
         dport: packet.key.sport,
         backend: if remote { 0 } else { choice.index },
         ifindex: flow.ifindex,

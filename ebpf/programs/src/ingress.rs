@@ -40,7 +40,8 @@ pub fn enter<F: Answer>(
     if let Some(flow) = F::forward().get_ptr_mut(packet.key) {
         // SAFETY: a value of a map; racing writers write the same or lose.
         let flow = unsafe { &mut *flow };
-        // What the address stood for when the flow began, it does not any more.
+        // The address was routed when the flow began and is not now, or the other way round: the port means
+        // something else.
         let other = (flow.flags ^ frontend.routed) & flow_flag::ROUTED != 0;
         let anew = other || withheld && packet.is_syn() && flow.flags & flow_flag::ESTABLISHED != 0;
         if let Some(choice) = continues(flow, packet, &frontend.service.timeouts, now())

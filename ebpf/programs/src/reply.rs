@@ -10,7 +10,7 @@ use crate::{
     reject::Answer,
     skb::{Skb, now},
 };
-use weir_abi::{Config, FlowKey, Reverse};
+use weir_abi::{Config, FlowKey, Reverse, flow_flag};
 
 /// Decides about a packet on a bridge, or on the host side of a veth that is a port of one. At the
 /// port already, since netfilter may have its way with a bridged packet before it reaches the bridge
@@ -57,6 +57,15 @@ pub fn send_back<F: Answer>(
     config: &Config,
 ) -> Fate<F::Addr> {
     account_answer(back.backend, back.flags, packet);
+    let mut sport = back.sport;
+    if back.node == 0
+        && let Some(frontend) = flow::frontend(packet.is_udp(), sport)
+    {
+        account(skb, Direction::ToClient, frontend.cell.counters, back.backend);
+        if back.flags & flow_flag::ROUTED != 0 {
+            sport = frontend.service.target;
+        }
+    }
     let flags = flags_from_task(back.flags, packet);
     let now = now();
     if flags != back.flags || stale(back.last, now, config) {
@@ -64,34 +73,19 @@ pub fn send_back<F: Answer>(
         back.flags = flags;
         back.last = now;
         if news {
-            tell_forward::<F>(packet, back);
+            tell_forward::<F>(packet, back, sport);
         }
     }
-    let new = FlowKey {
-        src: back.src,
-        dst: back.dst,
-        sport: back.sport,
-        dport: back.dport,
-        ..packet.key
-    };
-    if back.node == 0
-        && let Some(frontend) = flow::frontend_at::<F>(new.src, packet.is_udp(), new.sport)
-    {
-        account(skb, Direction::ToClient, frontend.cell.counters, back.backend);
-    }
+    let new = FlowKey { src: back.src, dst: back.dst, sport, dport: back.dport, ..packet.key };
     Fate::send(new, Way::client(back.node, back.ifindex))
 }
 
-/// Lets the forward entry of a flow know what its task has said: that it answers, or has finished.
+/// Lets the forward entry of a flow know what its task has said: that it answers, or has finished. `asked`:
+/// the port that the client knows.
 #[inline(always)]
-fn tell_forward<F: Answer>(packet: &Packet<F::Addr>, back: &Reverse<F::Addr>) {
-    let key = FlowKey {
-        src: back.dst,
-        dst: back.src,
-        sport: back.dport,
-        dport: back.sport,
-        ..packet.key
-    };
+fn tell_forward<F: Answer>(packet: &Packet<F::Addr>, back: &Reverse<F::Addr>, asked: [u8; 2]) {
+    let key =
+        FlowKey { src: back.dst, dst: back.src, sport: back.dport, dport: asked, ..packet.key };
     if let Some(flow) = F::forward().get_ptr_mut(key) {
         // SAFETY: a value of a map; a flag lost to a race is set by the next packet.
         let flow = unsafe { &mut *flow };

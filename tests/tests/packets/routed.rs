@@ -116,6 +116,36 @@ fn a_task_of_another_node_gets_what_was_for_the_virtual_address_through_the_tunn
     assert_eq!(here.tunnel(back.0, back.1, answer).unwrap(), sent(returned));
 }
 
+/// Routers may lead a client to another node at any time: one that finds the same task goes on.
+#[test]
+fn a_connection_goes_on_when_its_packets_come_by_another_node() {
+    let task = ("web.1", "n1", 3, Active);
+    let mut here = World::new().unwrap();
+    here.service("web", Balance::Maglev, WEB, &[task]).unwrap();
+    here.route("web", &["10.0.9.2", "fd00:9::2"]).unwrap();
+    let (n2, tag) = (here.node("n2").unwrap(), here.tag("web", "web.1", "n1").unwrap());
+    let client = |port: u16, rest: &str| format!("tcp 10.77.0.101:{port} > 10.0.9.2:{rest}");
+    let answers = |port: u16| format!("tcp 172.18.0.3:80 > 10.77.0.101:{port} A");
+    let to_task = |port: u16, rest: &str| {
+        sent(&format!("tcp 10.77.0.101:{port} > 172.18.0.3:80 {rest} ttl 63"))
+    };
+    let by_node = |port: u16| sent(&format!("tcp 10.0.9.2:8080 > 10.77.0.101:{port} A ttl 63"));
+    let direct = |port: u16| sent(&format!("tcp 10.0.9.2:80 > 10.77.0.101:{port} A ttl 63"));
+
+    // From this node, which has the task, to n2.
+    assert_eq!(here.run("nic_in", &client(40000, "80 S")).unwrap(), to_task(40000, "S"));
+    assert_eq!(here.run("task_out", &answers(40000)).unwrap(), direct(40000));
+    assert_eq!(here.tunnel(n2, tag, &client(40000, "8080 A")).unwrap(), to_task(40000, "A"));
+    assert_eq!(here.run("task_out", &answers(40000)).unwrap(), by_node(40000));
+
+    // From n2 to this node.
+    assert_eq!(here.tunnel(n2, tag, &client(40001, "8080 S")).unwrap(), to_task(40001, "S"));
+    assert_eq!(here.run("task_out", &answers(40001)).unwrap(), by_node(40001));
+    assert_eq!(here.run("nic_in", &client(40001, "80 A")).unwrap(), to_task(40001, "A"));
+    assert_eq!(here.run("task_out", &answers(40001)).unwrap(), direct(40001));
+    assert_eq!(here.drops("backend_gone").unwrap(), 0);
+}
+
 #[test]
 fn a_port_that_another_plane_has_is_refused_at_a_virtual_address_and_flows_that_were_go_on() {
     let mut world = world(&[("web.1", "n1", 3, Active)]);
