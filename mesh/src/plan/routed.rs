@@ -42,12 +42,12 @@ pub fn routes(snapshot: &MeshSnapshot) -> BTreeMap<RoutedPort, Route<'_>> {
             of.ports.iter().filter(|port| port.mode == PublishMode::Ingress).collect();
         ports.sort_by_key(|port| port.published);
         for (_, addresses) in of.vips.iter().filter(|(network, _)| is_routed(network)) {
-            for (address, port) in
-                addresses.iter().flat_map(|it| ports.iter().map(move |p| (it, p)))
-            {
-                let (address, protocol) = (*address, port.protocol);
-                let at = RoutedPort { address, protocol, port: port.target };
-                routes.entry(at).or_insert(Route { service, frontend: Frontend::of(port) });
+            for address in addresses {
+                for port in &ports {
+                    let (address, protocol) = (*address, port.protocol);
+                    let at = RoutedPort { address, protocol, port: port.target };
+                    routes.entry(at).or_insert(Route { service, frontend: Frontend::of(port) });
+                }
             }
         }
     }

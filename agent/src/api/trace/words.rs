@@ -134,14 +134,14 @@ impl Telling<'_> {
         let name = &service.name;
         let reason = format!(
             "{to} is a virtual address of {name} on the network {network}: a socket of whoever is \
-             attached to that network is given a task as it connects, no packet is touched"
+             attached to that network is given a task as it connects"
         );
         let hint = match self.snapshot.networks.get(network).is_some_and(|network| network.routed) {
             true => format!(
                 "packets that are routed here are served at the target ports that {name} publishes, which \
                  this is none of"
             ),
-            false => format!("weir tasks {name} lists the tasks"),
+            false => format!("no packet is touched; weir tasks {name} lists the tasks"),
         };
         Some((reason, Some(hint)))
     }
