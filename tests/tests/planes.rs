@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -254,7 +256,7 @@ fn listens(scene: &Scene, host: &str, port: u16) -> bool {
 
 /// Waits until clients are, or are not, served by the kernel at every address: it keeps theirs.
 fn passed(scene: &Scene, targets: &[SocketAddr], to_kernel: bool) {
-    let client = scene.lab.client("c1");
+    let client = scene.lab.client("c2");
     eventually("the port to have passed", 10 * SECOND, || {
         for target in targets {
             let seen = client.ask(&Probe::tcp(*target));
@@ -297,14 +299,71 @@ fn a_port_that_dockerd_holds_over_udp_is_no_trouble_to_the_kernel_plane() {
     drop(held);
 }
 
-#[test]
-fn a_port_passes_from_the_kernel_to_the_proxy_and_back_and_no_connection_fails() {
-    let builder = Lab::builder().docker_firewall([tcp(TOLD), udp(TOLD)]);
+/// A service whose port can pass from one plane to the other.
+fn passing() -> Scene {
+    let builder = Lab::builder().clients(2).docker_firewall([tcp(TOLD), udp(TOLD)]);
     let mut scene = Scene::new(builder).unwrap();
     scene.service("web", WEB);
     scene.task("web", "n1", "web.1").unwrap();
     scene.task("web", "n2", "web.2").unwrap();
     scene.start().unwrap();
+    scene
+}
+
+/// A limit that nobody meets: the kernel plane knows none.
+fn limit(scene: &mut Scene, limited: bool) {
+    let limits = [("connections".to_owned(), 1_000_000.into())];
+    let limits = limits.into_iter().filter(|_| limited).collect::<toml::Table>();
+    scene.mesh.service("web").set("limits", limits);
+    scene.apply().unwrap();
+}
+
+/// Lets every packet of a client but the first of a connection get lost, or arrive again.
+fn lose_answers(scene: &Scene, change: &str) {
+    for program in ["iptables", "ip6tables"] {
+        let mut command = Command::new(program);
+        let of_which = ["-p", "tcp", "--tcp-flags", "SYN", "NONE", "-j", "DROP"];
+        command.args(["-w", change, "OUTPUT"]).args(of_which);
+        let output = scene.lab.client("c1").output(command).unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+    }
+}
+
+/// Asks, and waits for as long as it takes to send it again some times.
+fn get(mut client: TcpStream) -> Result<()> {
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    client.set_read_timeout(Some(10 * SECOND))?;
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer)?;
+    ensure!(answer == *b"HTTP/1.1 200", "{}", answer.escape_ascii());
+    Ok(())
+}
+
+#[test]
+fn a_handshake_with_the_proxy_ends_well_when_the_kernel_takes_the_port_meanwhile() {
+    let mut scene = passing();
+    let targets = targets(&scene, WEB);
+    limit(&mut scene, true);
+    passed(&scene, &targets, false);
+    lose_answers(&scene, "-A");
+    let netns = scene.lab.client("c1").netns().clone();
+    // The proxy has not heard the end of the handshake, while the client thinks that all is well.
+    let connect = |to| netns.run(|| TcpStream::connect_timeout(to, SECOND)).unwrap();
+    let asking: Vec<_> =
+        targets.iter().map(connect).map(|client| thread::spawn(|| get(client))).collect();
+    limit(&mut scene, false);
+    passed(&scene, &targets, true);
+    lose_answers(&scene, "-D");
+    let mut cases = Cases::default();
+    for (target, asking) in targets.iter().zip(asking) {
+        cases.note(target, asking.join().unwrap());
+    }
+    cases.end(&scene).unwrap();
+}
+
+#[test]
+fn a_port_passes_from_the_kernel_to_the_proxy_and_back_and_no_connection_fails() {
+    let mut scene = passing();
     let targets = targets(&scene, WEB);
     let netns = scene.lab.client("c1").netns().clone();
     let load = HttpLoad::new(&netns, targets.clone()).timeout(5 * SECOND);
@@ -315,18 +374,14 @@ fn a_port_passes_from_the_kernel_to_the_proxy_and_back_and_no_connection_fails()
     let datagrams = datagrams.start().unwrap();
     // n1 has one listener for all ports, which is there in any case.
     for _ in 0..4 {
-        // A limit that nobody meets: the kernel plane knows none.
-        let limits = toml::Table::from_iter([("connections".to_owned(), 1_000_000.into())]);
-        scene.mesh.service("web").set("limits", limits);
-        scene.apply().unwrap();
+        limit(&mut scene, true);
         eventually("the proxy to listen", 10 * SECOND, || {
             ensure!(listens(&scene, "n2", WEB), "nobody listens");
             Ok(())
         })
         .unwrap();
         passed(&scene, &targets, false);
-        scene.mesh.service("web").set("limits", toml::Table::new());
-        scene.apply().unwrap();
+        limit(&mut scene, false);
         eventually("the proxy to listen no more", 10 * SECOND, || {
             ensure!(!listens(&scene, "n2", WEB), "it listens");
             Ok(())

@@ -1,8 +1,8 @@
 //! The proxy beside the kernel plane: it serves what services ask for and the kernel cannot do.
 //!
 //! A port passes from one plane to the other without a moment in which nobody serves it: the proxy has
-//! listened for a second before the kernel leaves clients to it (`split.rs`), and the kernel takes
-//! packets, which it does before any socket sees them, before the proxy closes.
+//! listened for a second before the kernel leaves clients to it, and the kernel has taken new clients,
+//! which it does before any socket sees them, for two seconds before the proxy closes (`split.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use weir_mesh::{MeshSnapshot, Service, ServiceName, install::Frontend};
 
 use super::{
     Chosen, Kind, Plane, UserPlane,
-    split::{Handing, Split, needs, shares},
+    split::{Asks, Handing, Split},
 };
 use crate::{
     config::Config,
@@ -159,10 +159,11 @@ impl Splitter {
         passed.known.extend(needing.map(|service| service.name.clone()));
         let services = || passed.known.iter().filter_map(|name| snapshot.services.get(name));
         let (node, now) = (&self.settings.node, Instant::now());
-        passed.handing.look(services(), node, &kernel, proxy.as_ref(), now);
+        let both_families = self.config.proxy.other_family;
+        passed.handing.look(services(), both_families, node, &kernel, proxy.as_ref(), now);
         let handing = &passed.handing;
         passed.wake = handing.next(now);
-        let how = (handing, self.config.proxy.other_family);
+        let how = (handing, both_families);
         let split = Split::new(services(), node, &kernel, proxy.as_ref(), how, now);
         // Before it listens anywhere: it may do so sooner than the kernel plane looks.
         let listened = services().flat_map(|service| ports_of(service, node)).collect();
@@ -187,7 +188,7 @@ impl Splitter {
 
     /// Whether the proxy is to know a service.
     fn asks(&self, service: &Service) -> bool {
-        needs(service) || self.config.proxy.other_family && shares(service)
+        Asks::of(service, self.config.proxy.other_family) != Asks::Nothing
     }
 
     async fn start(&self) -> Option<&Handle> {

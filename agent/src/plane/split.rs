@@ -18,11 +18,27 @@ use crate::reconciler::{ReconcileReport, needs::ports_of};
 /// forwards.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Ports on their way from the kernel to the proxy.
+/// How long the proxy goes on listening at a port that the kernel has taken. A client that it has begun
+/// to shake hands with has to end that with it: after a round trip, or, if that is lost, when the answer
+/// to its first packet is sent again, which is a second later (RFC 6298, section 2.1).
+const HANDSHAKE: Duration = Duration::from_secs(2);
+
+/// Ports on their way from one plane to the other.
 #[derive(Debug, Default)]
 pub(super) struct Handing {
-    /// Since when the proxy listens there as well.
-    since: BTreeMap<Frontend, Instant>,
+    /// Since when both serve clients there, and what for.
+    since: BTreeMap<Frontend, (Asks, Instant)>,
+}
+
+/// What a service asks of a proxy beside the kernel plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// All its clients are the proxy's.
+    All,
+    /// Clients of a family that no task has.
+    OtherFamily,
+    /// None: the kernel serves them.
+    Nothing,
 }
 
 /// Who leaves the clients of which ports to the other.
@@ -34,18 +50,32 @@ pub(super) struct Split {
     pub(super) by_proxy: BTreeSet<Frontend>,
 }
 
-/// Whether a service asks for what only the proxy can do.
-pub(super) fn needs(service: &Service) -> bool {
-    service.proxied.is_needed()
+impl Asks {
+    /// `both_families`: the proxy serves those clients whose family no task has.
+    pub(super) fn of(service: &Service, both_families: bool) -> Self {
+        match () {
+            () if service.proxied.is_needed() => Self::All,
+            () if both_families && shares(service) => Self::OtherFamily,
+            () => Self::Nothing,
+        }
+    }
+
+    /// How long both planes serve a port, before the one leaves it to the other.
+    fn time(self) -> Duration {
+        match self {
+            Self::All => GRACE,
+            Self::OtherFamily | Self::Nothing => HANDSHAKE,
+        }
+    }
 }
 
 /// Whether clients of one address family have no task to talk to in a service that the kernel serves
 /// otherwise. In a Swarm that is the rule: Docker gives tasks no IPv6 address unless asked to.
-pub(super) fn shares(service: &Service) -> bool {
+fn shares(service: &Service) -> bool {
     let some = |has: fn(&Task) -> bool| service.tasks.iter().any(has);
     let (v4, v6) = (some(|task| task.ipv4.is_some()), some(|task| task.ipv6.is_some()));
     let ingress = service.ports.iter().any(|port| port.mode == PublishMode::Ingress);
-    !needs(service) && ingress && v4 != v6
+    ingress && v4 != v6
 }
 
 /// Whether the proxy listens at a port.
@@ -58,26 +88,32 @@ impl Handing {
     pub(super) fn look<'a>(
         &mut self,
         services: impl Iterator<Item = &'a Arc<Service>>,
+        both_families: bool,
         node: &NodeName,
         kernel: &ReconcileReport,
         proxy: Option<&ReconcileReport>,
         now: Instant,
     ) {
-        let both = |port: &Frontend| kernel.ports.contains(port) && listens(proxy, port);
         let before = mem::take(&mut self.since);
-        let needing = services.filter(|service| needs(service));
-        let ports = needing.flat_map(|service| ports_of(service, node)).filter(both);
-        self.since = ports.map(|port| (port, *before.get(&port).unwrap_or(&now))).collect();
+        for service in services {
+            let asks = Asks::of(service, both_families);
+            let both = |port: &Frontend| kernel.ports.contains(port) && listens(proxy, port);
+            self.since.extend(ports_of(service, node).filter(both).map(|port| {
+                let known = before.get(&port).filter(|(before, _)| *before == asks);
+                (port, *known.unwrap_or(&(asks, now)))
+            }));
+        }
     }
 
-    /// Whether the kernel may leave a port that it serves.
+    /// Whether the one of the planes may leave a port that both serve.
     fn is_over(&self, port: &Frontend, now: Instant) -> bool {
-        self.since.get(port).is_some_and(|since| *since + GRACE <= now)
+        self.since.get(port).is_some_and(|(asks, since)| *since + asks.time() <= now)
     }
 
     /// When the next port may be left.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        self.since.values().map(|since| *since + GRACE).filter(|end| *end > now).min()
+        let ends = self.since.values().map(|(asks, since)| *since + asks.time());
+        ends.filter(|end| *end > now).min()
     }
 }
 
@@ -93,26 +129,25 @@ impl Split {
         now: Instant,
     ) -> Self {
         let mut split = Self::default();
+        // What the one serves it goes on serving until the other does, and for a while then.
+        let by_kernel =
+            |port: &Frontend| !kernel.ports.contains(port) || handing.is_over(port, now);
+        let by_proxy = |port: &Frontend| !listens(proxy, port) || handing.is_over(port, now);
         for service in services {
-            let ports = ports_of(service, node);
-            if needs(service) {
-                // What the kernel serves it goes on serving until the proxy listens, here and elsewhere.
-                let left =
-                    |port: &Frontend| !kernel.ports.contains(port) || handing.is_over(port, now);
-                split.by_kernel.extend(ports.filter(left));
-            } else if both_families && shares(service) {
-                // Nobody served these clients before: other nodes need not be waited for. The kernel takes
-                // the family that it serves before the proxy sees it.
-                let ingress = service.ports.iter().filter(|it| it.mode == PublishMode::Ingress);
-                let listened = ingress.map(Frontend::of).filter(|port| listens(proxy, port));
-                split.shared.extend(listened);
-                let host = service.ports.iter().filter(|it| it.mode == PublishMode::Host);
-                split.by_proxy.extend(host.map(Frontend::of));
-            } else {
-                // The other way round nothing has to be waited for: the kernels of other nodes take what
-                // is forwarded at ports that they leave to their proxy as well.
-                let left = |port: &Frontend| kernel.ports.contains(port) || !listens(proxy, port);
-                split.by_proxy.extend(ports.filter(left));
+            match Asks::of(service, both_families) {
+                Asks::All => split.by_kernel.extend(ports_of(service, node).filter(by_kernel)),
+                Asks::OtherFamily => {
+                    // Nobody served these clients before: other nodes need not be waited for. The kernel takes
+                    // the family that it serves before the proxy sees it.
+                    let (ingress, host): (Vec<_>, Vec<_>) =
+                        service.ports.iter().partition(|it| it.mode == PublishMode::Ingress);
+                    let listened = |port: &Frontend| listens(proxy, port);
+                    split.shared.extend(ingress.into_iter().map(Frontend::of).filter(listened));
+                    split.by_proxy.extend(host.into_iter().map(Frontend::of).filter(by_proxy));
+                }
+                // Other nodes need not be waited for: their kernels take what is forwarded at ports that
+                // they leave to their proxy as well.
+                Asks::Nothing => split.by_proxy.extend(ports_of(service, node).filter(by_proxy)),
             }
         }
         split
@@ -158,7 +193,7 @@ mod tests {
             let (snapshot, node) = (snapshot(), NodeName::new("n1"));
             let services = || snapshot.services.values();
             let (kernel, proxy) = (report(kernel), proxy.map(report));
-            self.handing.look(services(), &node, &kernel, proxy.as_ref(), self.now);
+            self.handing.look(services(), false, &node, &kernel, proxy.as_ref(), self.now);
             let handing = &self.handing;
             let split =
                 Split::new(services(), &node, &kernel, proxy.as_ref(), (handing, false), self.now);
@@ -212,9 +247,11 @@ mod tests {
         let name = ServiceName::new("web");
         let split = |web: &Arc<Service>, listened: Option<&[u16]>, both_families| {
             let (kernel, proxy) = (report(&[80]), listened.map(report));
-            let (node, handing) = (NodeName::new("n1"), Handing::default());
-            let how = (&handing, both_families);
-            Split::new([web].into_iter(), &node, &kernel, proxy.as_ref(), how, Instant::now())
+            let (node, mut handing, begun) =
+                (NodeName::new("n1"), Handing::default(), Instant::now());
+            handing.look([web].into_iter(), both_families, &node, &kernel, proxy.as_ref(), begun);
+            let (how, now) = ((&handing, both_families), begun + HANDSHAKE);
+            Split::new([web].into_iter(), &node, &kernel, proxy.as_ref(), how, now)
         };
         let web = &snapshot.services[&name];
         assert!(shares(web));
@@ -231,9 +268,38 @@ mod tests {
     }
 
     #[test]
-    fn the_proxy_listens_until_the_kernel_serves() {
+    fn the_proxy_listens_until_the_kernel_serves_and_handshakes_have_ended() {
         let mut watch = Watch::new();
         assert_eq!(watch.who(&[], Some(&[80, 81])), [vec![80], vec![]]);
+        watch.now += 10 * HANDSHAKE;
+        let begun = watch.now;
+        assert_eq!(watch.who(&[81], Some(&[80, 81])), [vec![80], vec![]]);
+        assert_eq!(watch.handing.next(watch.now), Some(begun + HANDSHAKE));
+        watch.now = begun + HANDSHAKE;
         assert_eq!(watch.who(&[81], Some(&[80, 81])), [vec![80], vec![81]]);
+        assert_eq!(watch.handing.next(watch.now), None);
+    }
+
+    #[test]
+    fn a_service_that_asks_for_something_else_meanwhile_begins_its_time_anew() {
+        let (mut snapshot, node) = (mesh(1, &[("web", 80)]), NodeName::new("n1"));
+        let (both, mut now) = (report(&[80]), Instant::now());
+        let mut handing = Handing::default();
+        let mut ends = |snapshot: &MeshSnapshot, now| {
+            let services = snapshot.services.values();
+            handing.look(services, true, &node, &both, Some(&both), now);
+            handing.next(now)
+        };
+        assert_eq!(ends(&snapshot, now), Some(now + HANDSHAKE));
+        now += HANDSHAKE;
+        assert_eq!(ends(&snapshot, now), None);
+        let web = Arc::make_mut(snapshot.services.get_mut(&ServiceName::new("web")).unwrap());
+        web.proxied.header = Some(HeaderVersion::V2);
+        assert_eq!(ends(&snapshot, now), Some(now + GRACE));
+        now += GRACE;
+        assert_eq!(ends(&snapshot, now), None);
+        let web = Arc::make_mut(snapshot.services.get_mut(&ServiceName::new("web")).unwrap());
+        (web.proxied, web.tasks) = (Proxied::default(), vec![]);
+        assert_eq!(ends(&snapshot, now), Some(now + HANDSHAKE));
     }
 }
