@@ -143,7 +143,7 @@ pub async fn run(
     .with_dns(dns)
     .with_drains(Some(drains));
     let (upgrades_in, upgrades) = mpsc::channel(1);
-    doors.serve(Routes::new(observer, metrics.clone(), upgrades_in));
+    let port = doors.serve(Routes::new(observer, metrics.clone(), upgrades_in))?;
 
     let already = opening.await.context("the reconciler's thread ended early")??;
     hosts::settled(others, config.link.silence).await;
@@ -174,7 +174,12 @@ pub async fn run(
     // While this agent's DNS server still answers, so that nobody is led to one that does not.
     reconciler.intercept(Intercept::default());
     reconciler.stop();
-    let joined = tokio::task::spawn_blocking(|| thread.join()).await.unwrap_or(false);
+    // What asks the reconciler's thread ends before that.
+    let closed = move || {
+        drop(port);
+        thread.join()
+    };
+    let joined = tokio::task::spawn_blocking(closed).await.unwrap_or(false);
     std::fs::remove_file(&config.socket).ok();
     let outcome = outcome?;
     if !joined {
@@ -343,12 +348,12 @@ impl Doors {
         Ok(Self { socket: http::bind_socket(&config.socket)?, http })
     }
 
-    fn serve(self, routes: Routes) {
+    /// The port is closed when what this answers is dropped, the socket with the runtime.
+    fn serve(self, routes: Routes) -> anyhow::Result<Option<http::Port>> {
         let routes = Arc::new(routes);
         tokio::spawn(routes.clone().serve_socket(self.socket));
-        if let Some(http) = self.http {
-            tokio::spawn(routes.serve(http));
-        }
+        let open = |listener: TcpListener| http::Port::open(listener.into_std()?, routes);
+        self.http.map(open).transpose().context("cannot serve the metrics port")
     }
 }
 

@@ -4,6 +4,8 @@
 mod drain;
 mod inspect;
 mod page;
+mod port;
+mod scrape;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +36,9 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+pub use port::Port;
+use scrape::Scrapes;
+
 use crate::{api, dns::view::QueryView, health, metrics::Metrics, observe::Observer, upgrade};
 
 /// What the routes answer from.
@@ -46,6 +51,7 @@ pub struct Routes {
     pub upgrades: mpsc::Sender<upgrade::Request>,
     /// Held by whoever goes through the flow tables.
     passes: Mutex<()>,
+    scrapes: Scrapes,
 }
 
 /// Why a server cannot serve.
@@ -110,7 +116,7 @@ impl Routes {
         metrics: Arc<Metrics>,
         upgrades: mpsc::Sender<upgrade::Request>,
     ) -> Self {
-        Self { observer, metrics, upgrades, passes: Mutex::new(()) }
+        Self { observer, metrics, upgrades, passes: Mutex::new(()), scrapes: Scrapes::default() }
     }
 
     /// Serves the metrics port for ever.
@@ -175,7 +181,7 @@ impl Routes {
             return response;
         }
         match uri.path() {
-            "/metrics" => self.scrape().await,
+            "/metrics" => self.scrape(request.headers()).await,
             "/healthz" => text(StatusCode::OK, "ok\n".into()),
             "/readyz" => self.readiness().await,
             "/api/v1/status" => json(&api::status(&self.observer.now().await)),
@@ -244,17 +250,6 @@ impl Routes {
                 }
             }
             _ => failure(StatusCode::NOT_FOUND, "no such path; / lists what there is"),
-        }
-    }
-
-    async fn scrape(&self) -> Response<Full<Bytes>> {
-        let now = self.observer.now_with_counters().await;
-        match self.metrics.encode(now) {
-            Ok(body) => {
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                response(StatusCode::OK, kind, body.into())
-            }
-            Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the benches share. Method and results are in `bench/README.md`.
 
 pub mod dns;
+pub mod large;
 pub mod link;
 pub mod machine;
 pub mod peers;

@@ -1,6 +1,6 @@
 //! What the figures were measured on, and how busy it was.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -31,6 +31,24 @@ fn today() -> String {
 pub fn busy_microseconds() -> Result<f64> {
     let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
     busy_jiffies(&text).map(|jiffies| jiffies * 10_000.0).context("no cpu line in /proc/stat")
+}
+
+/// Lets everybody else of this machine go before the calling thread.
+pub fn stand_back() {
+    // SAFETY: takes numbers. 0: this thread (setpriority(2), "C library/kernel differences").
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}
+
+/// What a process has worked, whoever else had the processors; counted in hundredths of a second.
+///
+/// # Errors
+/// When there is no such process.
+pub fn worked(pid: u32) -> Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // proc_pid_stat(5): utime and stime are the 14th and 15th; the name before them may hold anything.
+    let after_name = text.rsplit(')').next().context("no name")?;
+    let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    Ok(Duration::from_millis(ticks.sum::<Result<u64, _>>()? * 10))
 }
 
 /// user, nice, system, irq and softirq of the first line (proc(5)).

@@ -1,7 +1,10 @@
 //! The routes over a reconciler whose kernel is in memory.
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::{io::Read as _, net::Ipv4Addr, time::Instant};
 
+use flate2::read::GzDecoder;
+use http_body_util::BodyExt as _;
+use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -9,7 +12,10 @@ use tokio::{
 };
 use weir_mesh::{Ident, MeshSnapshot, NodeName, ServiceName, Task, TaskName, TaskState};
 
-use super::*;
+use super::{
+    scrape::{KEPT, LARGE},
+    *,
+};
 use crate::{
     config::{Config, Overrides, Settings},
     drain::Drains,
@@ -32,6 +38,7 @@ struct Agent {
     source: watch::Sender<SourceState>,
     view: watch::Sender<View>,
     reconciler: Handle,
+    routes: Arc<Routes>,
 }
 
 fn config(directory: &Path) -> Config {
@@ -84,9 +91,9 @@ impl Agent {
         tokio::spawn(async move { while judge.recv().await.is_some() {} });
         let observer = observer.with_drains(Some(drains));
         let socket = bind_socket(&config.socket).unwrap();
-        let routes = Routes::new(observer, metrics, mpsc::channel(1).0);
-        tokio::spawn(Arc::new(routes).serve_socket(socket));
-        Self { directory, source, view, reconciler }
+        let routes = Arc::new(Routes::new(observer, metrics, mpsc::channel(1).0));
+        tokio::spawn(routes.clone().serve_socket(socket));
+        Self { directory, source, view, reconciler, routes }
     }
 
     async fn take(&self, snapshot: MeshSnapshot) {
@@ -309,6 +316,68 @@ async fn counters_are_read_at_most_once_a_second() {
     let ident =
         Ident::of_task(&ServiceName::new("web"), &TaskName::new("web.3"), &NodeName::new("n1"));
     assert!(before.backend(&ident).is_some());
+}
+
+#[tokio::test]
+async fn a_large_scrape_is_made_once_for_all_who_ask_within_a_second() {
+    let agent = Agent::start().await;
+    let names: Vec<String> = (0..1500).map(|number| format!("service-{number}")).collect();
+    let services: Vec<(&str, u16)> = names.iter().map(String::as_str).zip(10_000..).collect();
+    let generation = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("weir_snapshot_generation "));
+        line.unwrap().parse::<f64>().unwrap()
+    };
+    let mut told_again = false;
+    let mut newest = 0;
+    // A machine may be slow; then it is made anew.
+    while !told_again && newest < 40 {
+        newest += 2;
+        agent.take(mesh(newest - 1, &services)).await;
+        let (_, first) = agent.get("/metrics").await;
+        assert!(first.len() > LARGE, "{} bytes", first.len());
+        agent.take(mesh(newest, &services)).await;
+        told_again = agent.get("/metrics").await.1 == first;
+    }
+    assert!(told_again);
+    let gzip = [(ACCEPT_ENCODING, HeaderValue::from_static("gzip"))];
+    let packed = agent.routes.scrape(&gzip.into_iter().collect()).await;
+    assert_eq!(packed.headers()[CONTENT_ENCODING], "gzip");
+    let packed = packed.into_body().collect().await.unwrap().to_bytes();
+    assert!(packed.len() * 4 < LARGE, "{} bytes", packed.len());
+    let mut text = String::new();
+    GzDecoder::new(&packed[..]).read_to_string(&mut text).unwrap();
+    assert_eq!(generation(&text), newest as f64);
+    tokio::time::sleep(KEPT).await;
+    assert_eq!(generation(&agent.get("/metrics").await.1), newest as f64);
+}
+
+#[tokio::test]
+async fn the_port_has_a_thread_that_stands_back_and_is_closed_when_it_is_dropped() {
+    let agent = Agent::start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let port = Port::open(listener, agent.routes.clone()).unwrap();
+    let ask = || async move {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    };
+    assert!(ask().await.unwrap().ends_with("ok\n"));
+    let mut nice = Vec::new();
+    for thread in fs::read_dir("/proc/self/task").unwrap() {
+        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+        // proc_pid_stat(5): the name is the second, `nice` the 19th.
+        if let Some((before, after)) = stat.rsplit_once(')')
+            && before.ends_with("(weir-port")
+        {
+            nice.extend(after.split_whitespace().nth(16).map(str::to_owned));
+        }
+    }
+    assert!(!nice.is_empty() && nice.iter().all(|nice| nice == "10"), "{nice:?}");
+    drop(port);
+    assert_eq!(ask().await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
 }
 
 #[tokio::test]

@@ -5,19 +5,19 @@
 //! works would be measured too.
 
 use std::{
-    fmt::Write as _,
     fs,
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use weir_bench::{Spread, machine};
+use weir_bench::{
+    Spread,
+    large::{SERVICES, TASKS, mesh},
+    machine,
+};
 use weir_tests::{Agent, Families, Lab, lab::command, process::status_kib};
 
-const SERVICES: usize = 10_000;
-const TASKS: usize = 10;
-const NODES: usize = 10;
 const CHANGES: usize = 11;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How finely times are read.
@@ -153,13 +153,9 @@ fn memory(agent: &Agent) -> Result<f64> {
     status_megabytes(agent, "VmRSS")
 }
 
-/// What the agent has worked, whoever else had the processors; counted in hundredths of a second.
 fn processor_milliseconds(agent: &Agent) -> Result<f64> {
     let pid = agent.pid().context("the agent has ended")?;
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = text.rsplit(')').next().context("no name")?;
-    let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-    Ok(ticks.sum::<Result<f64, _>>()? * 10.0)
+    Ok(machine::worked(pid)?.as_secs_f64() * 1000.0)
 }
 
 /// What the memory is: the agent's own, and what it has mapped of its program and of the kernel's
@@ -175,41 +171,6 @@ fn shares(agent: &Agent) -> Result<()> {
 fn status_megabytes(agent: &Agent, key: &str) -> Result<f64> {
     let pid = agent.pid().context("the agent has ended")?;
     Ok(status_kib(pid, key)? as f64 * 1.024 / 1000.0)
-}
-
-/// Tasks are spread over ten nodes, of which the first is real. `changed` drains or wakes one task
-/// of the middle of the file.
-fn mesh(services: usize, changed: Option<usize>) -> String {
-    let mut text = String::new();
-    for node in 0..NODES {
-        let _ = writeln!(
-            text,
-            "[[node]]\nname = \"n{}\"\naddress = \"10.77.0.{}\"",
-            node + 1,
-            node + 11
-        );
-    }
-    for service in 0..services {
-        let port = 10_000 + service;
-        let _ = writeln!(text, "[[service]]\nname = \"s{service}\"\npublish = [\"{port}:80\"]");
-        for task in 0..TASKS {
-            let draining =
-                service == services / 2 && task == 0 && changed.is_some_and(|n| n % 2 == 0);
-            task_entry(&mut text, service, task, if draining { "draining" } else { "active" });
-        }
-    }
-    text
-}
-
-fn task_entry(text: &mut String, service: usize, task: usize, state: &str) {
-    let (node, address) = (task % NODES + 1, service + 3);
-    let _ = writeln!(
-        text,
-        "[[service.task]]\nname = \"s{service}.{task}\"\nnode = \"n{node}\"\n\
-         address = [\"172.18.{}.{}\"]\nstate = \"{state}\"",
-        address >> 8,
-        address & 255
-    );
 }
 
 fn put(path: &Path, text: &str) -> Result<()> {
