@@ -3,17 +3,30 @@
 //! A lock is a `flock` on a file in `/run/weir`, so that it ends with the process however that
 //! ends. The file for pins is named after their directory (`/sys/fs/bpf/weir` is locked by
 //! `/run/weir/pin-sys-fs-bpf-weir.lock`) and holds the number of the process.
+//!
+//! A container has a `/run` of its own, but the BPF file system of its host: an empty directory beside the
+//! pins (`/sys/fs/bpf/weir-lock`) is locked as well.
 
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Seek, Write},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
+    file: Named,
+    /// Beside pins.
+    directory: Option<Named>,
+}
+
+/// What is locked, and how whoever comes next will find it.
+#[derive(Debug)]
+struct Named {
     file: File,
     path: PathBuf,
 }
@@ -51,7 +64,10 @@ const DIRECTORY: &str = "/run/weir";
 impl Lock {
     /// For an agent with these pins.
     pub fn of_pins(pin: &Path) -> Result<Self, LockError> {
-        Self::acquire(&Path::new(DIRECTORY).join(pin_lock_name(pin)))
+        let mut lock = Self::acquire(&Path::new(DIRECTORY).join(pin_lock_name(pin)))?;
+        lock.directory =
+            beside(pin).as_deref().map(|path| lock_named(path, directory)).transpose()?;
+        Ok(lock)
     }
 
     /// For an agent with this admin socket.
@@ -63,43 +79,63 @@ impl Lock {
 
     /// Locks a file, which is made if need be.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
-        let failed = |cause| LockError::Io { path: path.to_owned(), cause };
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
+            fs::create_dir_all(directory).map_err(|cause| failed(path, cause))?;
         }
-        loop {
-            let lock = Self::try_once(path)?;
-            // Whoever held it may have removed it: then this is a lock on a file without a name.
-            if lock.is_named().map_err(failed)? {
-                return Ok(lock);
-            }
-        }
+        let mut file = lock_named(path, plain_file)?;
+        write_pid(&mut file.file).map_err(|cause| failed(path, cause))?;
+        Ok(Self { file, directory: None })
     }
 
     /// Removes the file, too.
     pub fn remove(self) -> io::Result<()> {
-        fs::remove_file(&self.path)
+        let directory = self.directory.map_or(Ok(()), |directory| fs::remove_dir(directory.path));
+        fs::remove_file(self.file.path).and(directory)
     }
+}
 
-    fn is_named(&self) -> io::Result<bool> {
-        let held = self.file.metadata()?.ino();
-        Ok(fs::metadata(&self.path).is_ok_and(|named| named.ino() == held))
-    }
+fn failed(path: &Path, cause: io::Error) -> LockError {
+    LockError::Io { path: path.to_owned(), cause }
+}
 
-    fn try_once(path: &Path) -> Result<Self, LockError> {
-        let failed = |cause| LockError::Io { path: path.to_owned(), cause };
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(path).map_err(failed)?;
+/// Where others who have these pins look. Names there have no dots (`bpf_lookup`, kernel/bpf/inode.c).
+fn beside(pin: &Path) -> Option<PathBuf> {
+    let (parent, name) = (pin.parent()?, pin.file_name()?.to_str()?);
+    let shared = statfs(parent).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+    shared.then(|| parent.join(format!("{name}-lock")))
+}
+
+fn lock_named(path: &Path, open: fn(&Path) -> io::Result<File>) -> Result<Named, LockError> {
+    loop {
+        let mut file = match open(path) {
+            Ok(file) => file,
+            // Whoever held it has removed it just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(cause) => return Err(failed(path, cause)),
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(LockError::Held { path: path.to_owned(), pid: read_pid(&mut file) });
             }
-            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            Err(TryLockError::Error(cause)) => return Err(failed(path, cause)),
         }
-        write_pid(&mut file).map_err(failed)?;
-        Ok(Self { file, path: path.to_owned() })
+        // Whoever held it may have removed it: then this is a lock on a file without a name.
+        let held = file.metadata().map_err(|cause| failed(path, cause))?.ino();
+        if fs::metadata(path).is_ok_and(|named| named.ino() == held) {
+            return Ok(Named { file, path: path.to_owned() });
+        }
+    }
+}
+
+fn plain_file(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+fn directory(path: &Path) -> io::Result<File> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::open(path),
     }
 }
 
@@ -144,7 +180,7 @@ mod tests {
         Lock::acquire(&path).unwrap().remove().unwrap();
         assert!(!path.exists());
         let again = Lock::acquire(&path).unwrap();
-        assert!(again.is_named().unwrap());
+        assert_eq!(again.file.path, path);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub fn sweep() {
     }
 }
 
-/// Removes the lock files of the agents of a lab: one that could not begin leaves its own, since a lock
+/// Removes what the agents of a lab locked: one that could not begin leaves its own, since a lock
 /// file that is removed while somebody waits for it is no lock.
 pub fn remove_locks(run_dir: &Path) {
     let lab = run_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -70,11 +70,13 @@ pub fn remove_locks(run_dir: &Path) {
 
 /// `is_dead` is asked with the part of a lock's name that begins with the name of a lab.
 fn remove_locks_of(is_dead: impl Fn(&str) -> bool) {
-    for entry in fs::read_dir(LOCKS).into_iter().flatten().filter_map(Result::ok) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let of_lab = name.strip_suffix(".lock").and_then(|it| it.get(it.find(PREFIX)?..));
-        if of_lab.is_some_and(&is_dead) {
-            let _ = fs::remove_file(entry.path());
+    for (place, ending) in [(LOCKS, ".lock"), (BPFFS, "-lock")] {
+        for entry in fs::read_dir(place).into_iter().flatten().filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let of_lab = name.strip_suffix(ending).and_then(|it| it.get(it.find(PREFIX)?..));
+            if of_lab.is_some_and(&is_dead) {
+                let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir(entry.path()));
+            }
         }
     }
 }

@@ -233,6 +233,13 @@ fn a_second_agent_on_a_host_is_refused_and_told_who_the_first_is() {
     let pid = scene.agent("n1").pid().unwrap().to_string();
     let output = Agent::attempt(scene.lab.host("n1"), &[], |_| ()).unwrap();
     refused(&output, &["another agent", &pid]);
+    // In a container, with a /run of its own.
+    let own_run = ["unshare", "-m", "sh", "-c", "mount -t tmpfs run /run && exec \"$@\"", "sh"];
+    let output = Agent::attempt(scene.lab.host("n1"), &own_run, |config| {
+        config.set("socket.path", "/run/weir.sock");
+    });
+    let lock = format!("{}-lock", scene.lab.host("n1").pin_dir().display());
+    refused(&output.unwrap(), &["another agent", &lock]);
     assert!(scene.agent("n1").is_running());
     all_is_well(&scene).unwrap();
 }
