@@ -21,13 +21,13 @@ fn documents() -> Vec<(String, String)> {
     all.map(|path| (path.display().to_string(), fs::read_to_string(&path).unwrap())).collect()
 }
 
-/// The lines of fenced blocks without a language, which are what to type.
+/// The lines of fenced blocks of shell commands, which are what to type.
 fn typed(text: &str) -> Vec<&str> {
     let mut inside = None;
     let mut lines = Vec::new();
     for line in text.lines() {
         match (line.strip_prefix("```"), inside) {
-            (Some(language), None) => inside = Some(language.is_empty()),
+            (Some(language), None) => inside = Some(language == "sh"),
             (Some(_), Some(_)) => inside = None,
             (None, Some(true)) => lines.push(line),
             (None, _) => {}

@@ -18,6 +18,7 @@ pub mod bpffs;
 pub mod browser;
 pub mod cgroup;
 pub mod dockerd;
+pub mod documents;
 pub mod firewall;
 pub mod host;
 pub mod http;

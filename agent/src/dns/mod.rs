@@ -215,7 +215,8 @@ impl Dns {
             if known.as_ref().is_some_and(|known| known.is_same(&routes)) {
                 continue;
             }
-            info!(?servers, "names of others are asked for here");
+            let asked: Vec<_> = servers.iter().filter(|server| !own.contains(server)).collect();
+            info!(servers = ?asked, "names of others are asked for here");
             known = Some(Routes::new(&servers, &self.config.routes, &own));
             self.handler.forwarder.set_routes(routes);
         }

@@ -12,7 +12,6 @@ mod service;
 mod weir;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
+use crate::documents::block;
 use crate::failure;
 use crate::host::Client;
 use crate::lab::Lab;
@@ -286,12 +286,8 @@ fn each(nodes: &[Node], work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()>
 
 /// What docs/swarm.md tells a user to type before a node joins, without `docker`.
 fn gwbridge_with_ipv6() -> Result<String> {
-    let path = repository("docs/swarm.md");
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let begun = text.split("docker network create ").nth(1);
-    let command = begun.and_then(|rest| rest.split("```").next());
-    let command = command.with_context(|| format!("{} makes no network", path.display()))?;
-    Ok(format!("network create {}", command.replace("\\\n", " ").trim()))
+    let network = block("docs/swarm.md", "docker network create --driver bridge")?;
+    Ok(network.trim_start_matches("docker ").replace("\\\n", " "))
 }
 
 /// A file of the repository.

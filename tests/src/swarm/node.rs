@@ -40,7 +40,10 @@ pub struct Node {
 
 impl Node {
     /// Makes the machine of a host; dockerd does not run yet.
-    pub(crate) fn boot(host: &Host, host_name: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn boot(host: &Host, host_name: &str) -> Result<Self> {
         let ready = host.run_dir().join("first.pid");
         let _ = fs::remove_file(&ready);
         let mut command = Command::new(node_program()?);

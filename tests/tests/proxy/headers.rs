@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use weir_tests::swarm::repository;
+use weir_tests::documents::block;
 use weir_tests::{Cases, Probe, Scene};
 
 use crate::{PORT, SECOND, connect, counted, read_all, scene};
@@ -48,20 +48,13 @@ fn tasks_see_the_node_in_place_of_the_client_unless_they_ask_for_a_header() {
     cases.end(&scene).unwrap();
 }
 
-/// What docs/proxy.md tells users to run on every node for a transparent service.
-fn rules_for_transparent_services() -> String {
-    let text = std::fs::read_to_string(repository("docs/proxy.md")).unwrap();
-    let begun = text.split("\nfor iptables in").nth(1).unwrap();
-    format!("set -e\nfor iptables in{}", begun.split("```").next().unwrap())
-}
-
 #[test]
 fn tasks_of_a_transparent_service_see_the_client_wherever_it_enters() {
     let mut scene = scene();
     scene.mesh.service("web").set("transparent", true);
-    let rules = rules_for_transparent_services();
+    let rules = block("docs/proxy.md", "for iptables in").unwrap();
     for host in scene.lab.hosts() {
-        let done = host.run(|| Command::new("sh").args(["-c", &rules]).output()).unwrap();
+        let done = host.run(|| Command::new("sh").args(["-ec", &rules]).output()).unwrap();
         assert!(done.status.success(), "{done:?}");
     }
     scene.start().unwrap();

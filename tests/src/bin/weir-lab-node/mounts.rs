@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Directories that dockerd and weir write: the node sees the machine's contents, and its own
+/// Directories that dockerd, weir and users write: the node sees the machine's contents, and its own
 /// changes go to memory.
-const CHANGED: [&str; 2] = ["/etc", "/var/lib"];
+const CHANGED: [&str; 4] = ["/etc", "/root", "/usr/local", "/var/lib"];
 /// Where those changes are, in the node's own `/run`.
 const CHANGES: &str = "/run/weir-lab-node";
 
