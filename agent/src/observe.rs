@@ -2,7 +2,7 @@
 //! of.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use crate::{
     dns::Dns,
     drain::{Drained, Drains},
     link::{
-        ClusterView, From, NodeView,
+        ClusterView, From,
         status::{Counters, LinkStatus},
     },
     plane::beside::Beside,
@@ -112,18 +112,24 @@ const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl LinkMoment {
-    /// The addresses of nodes that were heard and are silent now, as far as somebody says so now.
-    pub fn silent(&self) -> BTreeSet<IpAddr> {
+    /// The addresses of nodes that were heard, and whether they are now, as far as somebody says so now.
+    pub fn heard(&self) -> BTreeMap<IpAddr, bool> {
+        let mut heard = BTreeMap::new();
         if self.view.from == From::Nobody {
-            return BTreeSet::new();
+            return heard;
         }
-        let reports = || self.view.reports.values();
-        let address = |node: &NodeView| Some(node.report.as_ref()?.node.address);
-        // A host that left the Swarm and joined again has an old name as well, at the same address.
-        let heard: BTreeSet<IpAddr> =
-            reports().filter(|node| node.alive).filter_map(address).collect();
-        let silent = reports().filter(|node| !node.alive).filter_map(address);
-        silent.filter(|address| !heard.contains(address)).collect()
+        for node in self.view.reports.values() {
+            let Some(report) = &node.report else { continue };
+            // A host that left the Swarm and joined again has an old name as well, at the same address.
+            *heard.entry(report.node.address).or_default() |= node.alive;
+        }
+        heard
+    }
+
+    /// The addresses of nodes that were heard and are silent now.
+    pub fn silent(&self) -> BTreeSet<IpAddr> {
+        let silent = self.heard().into_iter().filter(|(_, alive)| !alive);
+        silent.map(|(address, _)| address).collect()
     }
 }
 
@@ -291,6 +297,7 @@ mod tests {
     use weir_mesh::cluster::{NodeId, Report, ReportedNode};
 
     use super::*;
+    use crate::link::NodeView;
 
     #[test]
     fn who_was_heard_and_is_not_is_silent_as_long_as_somebody_says_so() {

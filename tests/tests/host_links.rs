@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a function of a test fails the test")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -138,6 +139,14 @@ impl Linked {
         rows.filter_map(|row| row.split(' ').next()).map(str::to_owned).collect()
     }
 
+    /// What a host's metrics say of every other node.
+    fn told(&self, host: &str, family: &str) -> BTreeMap<String, f64> {
+        let scrape = self.scene.agent(host).http("/metrics").unwrap().body;
+        let begin = format!("weir_link_{family}{{node=\"");
+        let lines = scrape.lines().filter_map(|line| line.strip_prefix(&begin)?.split_once("\"} "));
+        lines.map(|(node, value)| (node.to_owned(), value.parse().unwrap())).collect()
+    }
+
     /// Waits until the kernel of `host` has a task in a state, and its agent says why.
     fn wait_task(&self, host: &str, task: &str, state: &str, why: &str) {
         eventually(&format!("{task} to be {state} on {host}"), 10 * SECOND, || {
@@ -216,9 +225,16 @@ fn a_silent_host_gets_no_new_flows_after_a_second_and_is_back_when_it_speaks() {
     for host in MANAGERS {
         linked.wait_task(host, "web.3", "draining", "n3 is silent");
         assert_eq!(linked.silent(host), ["n3"]);
+        let other = if host == "n1" { "n2" } else { "n1" };
+        let up = [(other, 1.0), ("n3", 0.0)].map(|(node, up)| (node.to_owned(), up));
+        assert_eq!(linked.told(host, "up"), up.into());
+        // Of managers alone: the others connect to them.
+        let rtt = linked.told(host, "rtt_seconds");
+        assert!(rtt.len() == 1 && rtt[other] > 0.0 && rtt[other] < 1.0, "{rtt:?}");
     }
     // Nobody tells it who is there.
     assert_eq!(linked.silent("n3"), [""; 0]);
+    assert_eq!(linked.told("n3", "up"), BTreeMap::new());
 
     linked.scene.lab.plug("n3").unwrap();
     for host in MANAGERS {

@@ -1,6 +1,7 @@
 //! The client, on every node: reports to all managers, and listens to one.
 
 pub mod backoff;
+mod rtt;
 mod session;
 
 use std::{
@@ -76,6 +77,7 @@ struct Peer {
     connected: bool,
     ready: bool,
     heard: Option<Instant>,
+    rtt: Option<Duration>,
     trouble: Option<String>,
     /// What was heard of its table: kept across connections.
     heard_view: Heard,
@@ -135,6 +137,7 @@ impl Client {
             own: peer.own,
             connected: peer.connected,
             ready: peer.ready,
+            rtt: peer.rtt,
             trouble: peer.trouble.clone(),
         };
         lock(&self.peers).iter().map(|(address, peer)| (*address, status(peer))).collect()
@@ -236,7 +239,7 @@ impl Client {
                 warn!(%address, reason, "no connection to a manager's agent");
             }
             peer.trouble = Some(reason.to_owned());
-            (peer.connected, peer.ready) = (false, false);
+            (peer.connected, peer.ready, peer.rtt) = (false, false, None);
         });
         self.news.notify_one();
     }

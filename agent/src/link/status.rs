@@ -7,6 +7,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -59,6 +60,8 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Whether it can tell a whole view.
     pub ready: bool,
+    /// How long it takes there and back, smoothed; while it is connected.
+    pub rtt: Option<Duration>,
     /// Why the last connection ended or could not be made.
     pub trouble: Option<String>,
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, NoLabelSet},
     metrics::MetricType,
 };
 use weir_loader::Counters;
@@ -39,11 +39,11 @@ impl Out<'_, '_> {
     }
 
     /// A gauge with labels.
-    pub(crate) fn gauge<L: EncodeLabelSet>(
+    pub(crate) fn gauge<L: EncodeLabelSet, V: EncodeGaugeValue>(
         &mut self,
         name: &str,
         help: &str,
-        series: impl IntoIterator<Item = (L, i64)>,
+        series: impl IntoIterator<Item = (L, V)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in series {

@@ -1,11 +1,11 @@
 //! One moment, told as metrics.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use weir_loader::Counters;
 use weir_mesh::{
-    Ident, NetworkId, Service,
+    Ident, NetworkId, Node, Service,
     install::{BackendState, Frontend},
     vip::VipKey,
 };
@@ -13,7 +13,7 @@ use weir_mesh::{
 use super::out::{CounterOf, Labels, Out, signed};
 use crate::{
     config::SourceConfig,
-    observe::Observation,
+    observe::{LinkMoment, Observation},
     probes::TaskHealth,
     reconciler::BackendStats,
     version::{COMMIT, VERSION},
@@ -110,6 +110,25 @@ impl Scrape {
         out.count("reconcile_failures", help, now.report.failures)?;
         let help = "What keeps the mesh from being served as it should be";
         out.value("problems", help, now.report.problems.len() as i64)
+    }
+
+    /// The other nodes, as the link knows them.
+    fn nodes(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let now = &self.now;
+        let (nodes, link) = (now.view.snapshot.iter().flat_map(|it| it.nodes.values()), &now.link);
+        let heard = link.as_ref().map(LinkMoment::heard).unwrap_or_default();
+        let others = || nodes.clone().filter(|node| node.name != *now.here());
+        let label = |node: &'_ Node| vec![("node", node.name.to_string())];
+        let known = !heard.is_empty();
+        let up = |node: &'_ Node| i64::from(heard.get(&node.address) == Some(&true));
+        let series = others().filter(|_| known).map(|node| (label(node), up(node)));
+        out.gauge("link_up", "1: the node is heard", series)?;
+        let managers = link.iter().flat_map(|link| &link.status.managers);
+        let measured = managers.filter_map(|(at, peer)| Some((at.ip(), peer.rtt?)));
+        let measured: BTreeMap<IpAddr, Duration> = measured.collect();
+        let rtt = |node: &'_ Node| Some((label(node), measured.get(&node.address)?.as_secs_f64()));
+        let help = "To a manager's agent and back, as the kernel measures it";
+        out.gauge("link_rtt_seconds", help, others().filter_map(rtt))
     }
 
     fn kernel(&self, out: &mut Out<'_, '_>) -> fmt::Result {
@@ -241,6 +260,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Out(&mut encoder);
         self.agent(&mut out)?;
+        self.nodes(&mut out)?;
         self.kernel(&mut out)?;
         self.services(&mut out)?;
         self.backends(&mut out)

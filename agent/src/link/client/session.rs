@@ -1,6 +1,6 @@
 //! One connection to the agent on a manager.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited, channel::Channel};
@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tracing::info;
 use weir_mesh::cluster::NodeId;
 
-use super::{Choice, Client, Heard, Peer};
+use super::{Choice, Client, Heard, Peer, rtt::Probe};
 use crate::link::{
     MAX_AGE,
     identity::Who,
@@ -34,6 +34,8 @@ const CONNECTING: Duration = Duration::from_secs(2);
 /// For the handshake, and for the answer: a hub that has just started has a thousand of them to do,
 /// and whoever does not wait has to begin again, behind all the others.
 const OPENING: Duration = Duration::from_secs(10);
+/// How often the way to a manager is measured.
+const MEASURED: Duration = Duration::from_secs(1);
 /// What a node tells is told no faster than this.
 const PACE: Duration = Duration::from_millis(5);
 /// A hub that is silent is not listened to any more; its connection is kept at least so long.
@@ -75,6 +77,8 @@ impl Client {
             tokio::time::sleep(MAX_AGE / 60).await;
             return Ok(End::Renewed("this node itself"));
         }
+        let probe = Probe::new(stream.get_ref().0.as_fd())
+            .map_err(|error| End::Broken(error.to_string()))?;
         let (mut requests, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOW)
@@ -105,6 +109,7 @@ impl Client {
             tokio::select! {
                 end = self.hear(address, &host.node, inflow, wish) => end,
                 end = self.tell(address, Outflow::new(&mut out, &self.counters), wishes) => end,
+                () = self.measure(address, &probe) => Err(End::Closed),
                 () = tokio::time::sleep(age) => Err(End::Renewed("certificates are shown anew")),
                 () = renewed(known, tls) => Err(End::Renewed("this node's certificate is new")),
             }
@@ -125,6 +130,18 @@ impl Client {
             (peer.connected, peer.heard) = (true, Some(Instant::now()));
         });
         self.news.notify_one();
+    }
+
+    /// Notes how far a manager is, until it is none any more.
+    async fn measure(&self, address: SocketAddr, probe: &Probe) {
+        let mut tick = tokio::time::interval(MEASURED);
+        loop {
+            tick.tick().await;
+            let rtt = probe.rtt().ok();
+            if self.with_peer(address, |peer| peer.rtt = rtt).is_none() {
+                return;
+            }
+        }
     }
 
     async fn hear(
