@@ -15,7 +15,11 @@ pub use rates::{PortRate, Rate, Rates, ServiceRates, TaskRate, rates};
 pub use tasks::{Standing, TaskRow, Tasks, tasks};
 pub use trace::{Enters, Trace, TracePath, TraceTask, TraceVerdict, trace};
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -31,7 +35,7 @@ use weir_mesh::{
 use crate::{
     health::{self, Condition, Subsystem},
     observe::{LinkMoment, Observation},
-    plane::Chosen,
+    plane::{Chosen, Kind},
 };
 
 /// `/api/v1/status`
@@ -209,6 +213,10 @@ pub struct VipView {
     /// Connections that were given a task by it on this node; `None` where nothing of this node is
     /// attached to the network.
     pub connections: Option<u64>,
+    /// Ports at which packets are served that others route to this node for it: `80/tcp`. Empty unless
+    /// its network is `routed`.
+    #[serde(default)]
+    pub routed: Vec<String>,
 }
 
 /// `/api/v1/nodes`
@@ -343,10 +351,21 @@ fn ports(service: &Service, now: &Observation) -> Vec<PortView> {
 fn vips(service: &Service, now: &Observation) -> Vec<VipView> {
     let each =
         service.vips.iter().flat_map(|(network, all)| all.iter().map(move |at| (network, at)));
+    let by_kernel = now.report.plane.as_ref().is_some_and(|plane| plane.kind == Kind::Ebpf);
+    let networks = now.view.snapshot.as_ref().map(|snapshot| &snapshot.networks);
+    let is_routed = |network: &NetworkId| {
+        let known = networks.and_then(|networks| networks.get(network));
+        by_kernel && known.is_some_and(|network| network.routed)
+    };
+    let ingress = service.ports.iter().filter(|port| port.mode == PublishMode::Ingress);
+    let ports: BTreeSet<String> =
+        ingress.map(|port| format!("{}/{}", port.target, port.protocol)).collect();
+    let ports = Vec::from_iter(ports);
     let view = |(network, address): (&NetworkId, &IpAddr)| {
         let key = VipKey { network: Ident::of_network(network), address: *address };
         let connections = now.stats.vips.get(&key).copied();
-        VipView { network: network.clone(), address: *address, connections }
+        let routed = if is_routed(network) { ports.clone() } else { Vec::new() };
+        VipView { network: network.clone(), address: *address, connections, routed }
     };
     each.map(view).collect()
 }

@@ -373,6 +373,10 @@ fn packets_that_are_routed_to_a_virtual_address_are_balanced_over_all_tasks() {
     let flows = scene.agent("n1").cli(&["flows", "--service", "web"]).unwrap();
     let named = flows.contains("10.0.9.2:80").then_some(()).context(flows);
     cases.note("weir flows names the virtual address", named);
+    let services = scene.agent("n1").cli(&["services", "web"]).unwrap();
+    let told =
+        services.matches("; routed: 53/udp, 80/tcp").count() == Network::addresses(VIP).len();
+    cases.note("weir services names the ports", told.then_some(()).context(services));
     let client = scene.lab.client("c1").addresses()[0].to_string();
     let trace = scene.agent("n1").cli(&["trace", &client, "10.0.9.2:80"]).unwrap();
     let told = ["served", "web.1", "web.2"].iter().all(|word| trace.contains(word));
@@ -435,5 +439,7 @@ fn a_proxy_says_that_it_does_not_serve_what_is_routed() {
     let scene = routed(Plane::Proxy);
     let status = scene.agent("n1").api("/api/v1/status").unwrap().body;
     assert!(status.contains("network blue: routed = true"), "{status}");
+    let services = scene.agent("n1").cli(&["services", "web"]).unwrap();
+    assert!(services.contains("VIP") && !services.contains("routed"), "{services}");
     scene.lab.finish().unwrap();
 }

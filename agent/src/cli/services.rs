@@ -196,10 +196,13 @@ fn vip_row(table: &mut Table, service: &ServiceView, vip: &VipView, stats: bool)
         table.row([&address, name, &connections, "", "", "", ""]);
         return;
     }
-    let state = match vip.connections {
+    let mut state = match vip.connections {
         Some(_) => format!("{connections} connections from here"),
         None => "nothing here is on its network".to_owned(),
     };
+    if !vip.routed.is_empty() {
+        state += &format!("; routed: {}", vip.routed.join(", "));
+    }
     table.row([&address, name, "", "any", "", &state]);
 }
 
