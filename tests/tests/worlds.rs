@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::Value;
-use weir_tests::agent::agent_program;
+use weir_tests::agent::{agent_program, weir};
 use weir_tests::lab::command;
 use weir_tests::task::task_program;
 use weir_tests::{Agent, AgentConfig, Authority, Cases, Host, Lab, Probe, Scene, eventually};
@@ -68,6 +68,19 @@ fn expired(directory: &Path) -> [String; 2] {
         fs::write(path, text).unwrap();
     }
     files.map(|path| path.display().to_string())
+}
+
+/// An authority of its own, and the certificate and key that it gives to n1.
+fn issued(host: &Host, directory: &Path) -> [String; 3] {
+    let directory = directory.display().to_string();
+    for arguments in [
+        &["ca", "init", "--dir", &directory][..],
+        &["ca", "issue", "--dir", &directory, "--node", "n1", "--address", "10.77.0.11"],
+    ] {
+        let output = weir(host, arguments).unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    ["weir-ca.crt", "n1.crt", "n1.key"].map(|file| format!("{directory}/{file}"))
 }
 
 #[test]
@@ -130,6 +143,23 @@ fn check_names_what_a_host_lacks_and_how_to_mend_it() {
         said,
         ["certificate", "degraded", "old.crt has expired", "weir ca issue --node n1"],
     );
+
+    let [ours, theirs] = ["ours", "theirs"].map(|name| issued(host, &run.join(name)));
+    for (name, ca, key, reason) in [
+        ("another's certificate", &theirs[0], &ours[2], "was not issued by the authority of"),
+        ("another's key", &ours[0], &theirs[2], "is not the key of"),
+    ] {
+        let said = checked(host, &[], |config| {
+            config.set("link.ca", ca.clone()).set("link.certificate", ours[1].clone());
+            config.set("link.key", key.clone()).set("link.peers", vec!["10.77.0.12"]);
+        });
+        world(name, said, ["certificate", "degraded", reason, "weir ca issue"]);
+    }
+    let said = checked(host, &[], |config| {
+        config.set("link.ca", ours[0].clone()).set("link.certificate", ours[1].clone());
+        config.set("link.key", ours[2].clone()).set("link.peers", vec!["10.77.0.12"]);
+    });
+    world("files of one maker", said, ["certificate", "ok", "is that of n1, good for", ""]);
 
     let thief = host.run(|| TcpListener::bind("0.0.0.0:9950")).unwrap();
     let said = checked(host, &[], |_| ());

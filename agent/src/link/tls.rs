@@ -1,7 +1,10 @@
 //! TLS 1.3 on both sides, with certificates on both sides, checked by rules of our own: Swarm's
 //! certificates name no hosts, so what counts is the authority, the cluster and the role.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName,
@@ -69,6 +72,26 @@ impl Tls {
         client.enable_sni = false;
         Ok(Self { who: identity.who.clone(), server: Arc::new(server), client: Arc::new(client) })
     }
+}
+
+/// Whether other nodes of its cluster would take an identity, as far as it can be told without them. Its
+/// parts may be of different makers.
+pub fn holds_together(identity: &Identity, now: SystemTime) -> Result<(), Error> {
+    Tls::new(identity)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    for root in &identity.roots {
+        roots.add(root.clone())?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| Error::General(error.to_string()))?;
+    let (leaf, others) = identity.chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    allowing_early(UnixTime::since_unix_epoch(now), |now| {
+        verifier.verify_client_cert(leaf, others, now)
+    })
+    .map(drop)
 }
 
 /// Tries once more with a clock that is ahead, if a certificate is not valid yet.

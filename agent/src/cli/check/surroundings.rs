@@ -5,8 +5,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rustls::{CertificateError, Error};
+
 use super::{Line, line};
-use crate::{config::Config, health::Condition, link::identity::Files};
+use crate::{
+    config::Config,
+    health::Condition,
+    link::{
+        identity::{Files, Identity},
+        tls,
+    },
+};
 
 /// Certificates of `weir ca` last for years; whoever hears of it now has time for another.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -22,18 +31,24 @@ pub(super) fn certificates(config: &Config) -> Option<Line> {
 
 fn judged(files: &Files, now: SystemTime) -> (Condition, String, String) {
     let path = files.certificate.display();
-    let who = match files.read() {
-        Ok(identity) => identity.who,
+    let identity = match files.read() {
+        Ok(identity) => identity,
         Err(error) => {
             let remedy = "set link.ca, link.certificate and link.key to files that `weir ca` made and \
                           the agent may read";
             return (Condition::Degraded, error.to_string(), remedy.to_owned());
         }
     };
+    let who = &identity.who;
     let issue = format!("weir ca issue --node {} makes another; is the clock right?", who.node);
     match who.until.duration_since(now) {
         Err(_) => {
             (Condition::Degraded, format!("{path} has expired: no other node listens"), issue)
+        }
+        Ok(_) if let Some(wrong) = mixed(files, &identity, now) => {
+            let remedy = "give link.ca, link.certificate and link.key the files that `weir ca issue` made \
+                          together with its weir-ca.crt";
+            (Condition::Degraded, wrong, remedy.to_owned())
         }
         Ok(left) => {
             let days = left.as_secs() / (24 * 3600);
@@ -43,6 +58,19 @@ fn judged(files: &Files, now: SystemTime) -> (Condition, String, String) {
                 false => (Condition::Ok, found, String::new()),
             }
         }
+    }
+}
+
+/// What is wrong with files each of which is good.
+fn mixed(files: &Files, identity: &Identity, now: SystemTime) -> Option<String> {
+    let Files { ca, certificate, key } = files;
+    let (ca, certificate, key) = (ca.display(), certificate.display(), key.display());
+    match tls::holds_together(identity, now).err()? {
+        Error::InconsistentKeys(_) => Some(format!("{key} is not the key of {certificate}")),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(format!(
+            "{certificate} was not issued by the authority of {ca}: other nodes refuse it"
+        )),
+        error => Some(format!("{certificate}: {error}: other nodes refuse it")),
     }
 }
 
