@@ -107,12 +107,7 @@ fn beside(pin: &Path) -> Option<PathBuf> {
 
 fn lock_named(path: &Path, open: fn(&Path) -> io::Result<File>) -> Result<Named, LockError> {
     loop {
-        let mut file = match open(path) {
-            Ok(file) => file,
-            // Whoever held it has removed it just now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(cause) => return Err(failed(path, cause)),
-        };
+        let mut file = open(path).map_err(|cause| failed(path, cause))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -133,9 +128,16 @@ fn plain_file(path: &Path) -> io::Result<File> {
 }
 
 fn directory(path: &Path) -> io::Result<File> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => File::open(path),
+    loop {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        match File::open(path) {
+            // Whoever held it has removed it just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            outcome => return outcome,
+        }
     }
 }
 

@@ -43,14 +43,7 @@ impl Tls {
     /// Makes both sides of an identity. Fails if its parts do not belong together.
     pub fn new(identity: &Identity) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        for root in &identity.roots {
-            roots.add(root.clone())?;
-        }
-        let roots = Arc::new(roots);
-        let inner = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-            .build()
-            .map_err(|error| Error::General(error.to_string()))?;
+        let (roots, inner) = authority(identity, &provider)?;
         let versions = &[&rustls::version::TLS13];
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
@@ -74,18 +67,27 @@ impl Tls {
     }
 }
 
-/// Whether other nodes of its cluster would take an identity, as far as it can be told without them. Its
-/// parts may be of different makers.
-pub fn holds_together(identity: &Identity, now: SystemTime) -> Result<(), Error> {
-    Tls::new(identity)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+/// The authority, and who tells whether it has issued a certificate.
+fn authority(
+    identity: &Identity,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(Arc<RootCertStore>, Arc<dyn ClientCertVerifier>), Error> {
     let mut roots = RootCertStore::empty();
     for root in &identity.roots {
         roots.add(root.clone())?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+    let roots = Arc::new(roots);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
         .build()
         .map_err(|error| Error::General(error.to_string()))?;
+    Ok((roots, verifier))
+}
+
+/// Whether other nodes of its cluster would take an identity, as far as it can be told without them. Its
+/// parts may be of different makers.
+pub fn holds_together(identity: &Identity, now: SystemTime) -> Result<(), Error> {
+    Tls::new(identity)?;
+    let (_, verifier) = authority(identity, &Arc::new(rustls::crypto::ring::default_provider()))?;
     let (leaf, others) = identity.chain.split_first().ok_or(Error::NoCertificatesPresented)?;
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     allowing_early(UnixTime::since_unix_epoch(now), |now| {

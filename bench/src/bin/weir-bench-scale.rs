@@ -13,10 +13,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use weir_bench::{
     Spread,
-    large::{SERVICES, TASKS, mesh},
+    large::{SERVICES, TASKS, mesh, on_one_host},
     machine,
 };
-use weir_tests::{Agent, Families, Lab, lab::command, process::status_kib};
+use weir_tests::{Agent, Lab, lab::command, process::status_kib};
 
 const CHANGES: usize = 11;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,13 +25,7 @@ const LOOK: Duration = Duration::from_micros(500);
 const HELD: &str = "the kernel holds the snapshot";
 
 fn main() -> Result<()> {
-    println!("{}", machine::describe());
-    let lab = Lab::builder().hosts(1).clients(0).families(Families::V4).build()?;
-    let measured = measure(&lab);
-    let finished = lab.finish();
-    measured?;
-    println!("load average at the end {}", machine::load_average());
-    finished
+    on_one_host(0, measure)
 }
 
 fn measure(lab: &Lab) -> Result<()> {

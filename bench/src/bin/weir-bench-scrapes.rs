@@ -14,10 +14,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use weir_bench::{
     Spread,
-    large::{SERVICES, TASKS, mesh},
+    large::{SERVICES, TASKS, mesh, on_one_host},
     machine,
 };
-use weir_tests::{Agent, Families, Lab, traffic::HttpLoad};
+use weir_tests::{Agent, Lab, traffic::HttpLoad};
 
 const ROUNDS: usize = 5;
 /// How long each case of a round is measured.
@@ -64,13 +64,7 @@ struct Measured {
 }
 
 fn main() -> Result<()> {
-    println!("{}", machine::describe());
-    let lab = Lab::builder().hosts(1).clients(1).families(Families::V4).build()?;
-    let measured = measure(&lab);
-    let finished = lab.finish();
-    measured?;
-    println!("load average at the end {}", machine::load_average());
-    finished
+    on_one_host(1, measure)
 }
 
 fn measure(lab: &Lab) -> Result<()> {
